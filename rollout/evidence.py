@@ -1,0 +1,105 @@
+"""Counts for each arm, pairs, and the reports of evaluations."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ArmCounts:
+    """What the gateways counted for one assigned arm of one trial."""
+
+    requests: int = 0
+    errors: int = 0
+    fallbacks: int = 0
+    slow_first_token: int = 0
+    slow_total: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PairCounts:
+    """What the shadow compared.
+
+    `agree + disagree + failed` is the number of pairs. `wins`, `losses` and `ties` are the
+    decided ones among them, by label, schema or failure; the rest still waits for a person.
+    """
+
+    agree: int = 0
+    disagree: int = 0
+    failed: int = 0
+    wins: int = 0
+    losses: int = 0
+    ties: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.agree + self.disagree + self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that is known about one trial."""
+
+    route: str
+    trial: str
+    stable: ArmCounts = field(default_factory=ArmCounts)
+    candidate: ArmCounts = field(default_factory=ArmCounts)
+    pairs: PairCounts = field(default_factory=PairCounts)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a gate says, with the numbers that a person needs to check it.
+
+    `value` is the e-value that decided (or stands highest), `threshold` what it has to reach.
+    `needed` forecasts how many more units a decision takes at the present rates, or None.
+    """
+
+    gate: str
+    outcome: Literal["pass", "fail", "inconclusive"]
+    value: float
+    threshold: float
+    units: int
+    reason: str
+    needed: int | None = None
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One version's result on one suite; the interval is at 95 %."""
+
+    version: str
+    correct: int
+    total: int
+    low: float
+    high: float
+    seconds: float = 0.0
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """An evaluation of a version against its parent on the same rows. Immutable.
+
+    `gained` and `lost` are the rows that only one of the two got right; `p_value` is McNemar's
+    exact two-sided one. `id` is the sha256 of the report without it.
+    """
+
+    id: str
+    route: str
+    version: str
+    parent: str
+    suite: str
+    scores: tuple[Score, ...]
+    gained: int
+    lost: int
+    p_value: float
+    outcome: Literal["pass", "fail", "inconclusive"]
+    reason: str
+    created_at: datetime

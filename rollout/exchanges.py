@@ -1,0 +1,74 @@
+"""An exchange is one request with its answer; a comparison is two answers to one request."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+Arm = Literal["stable", "candidate", "pinned"]
+Outcome = Literal["win", "loss", "tie"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one version answered. `status` 0 is no HTTP answer at all; `error` then says why.
+
+    Times are in seconds from sending the request to the engine.
+    """
+
+    version: int
+    status: int
+    text: str = ""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    finish_reason: str | None = None
+    ttft_seconds: float | None = None
+    total_seconds: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300 and self.error is None
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A captured request with the answer that the client got.
+
+    `trial` names the trial that it was captured for (None: no trial was on). `arm` is the
+    *assigned* arm, `answer.version` the one that was served. `request` is the client's body as
+    text, `path` the endpoint (`/v1/chat/completions`), `unit` the hashed sticky key.
+    """
+
+    request_id: str
+    route: str
+    trial: str | None
+    arm: Arm
+    unit: str
+    path: str
+    request: str
+    answer: Answer
+    captured_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`agreement` lies in [0, 1]; `kind` is the step of the cascade that settled it.
+
+    `outcome` is the candidate's, where the pair can be decided without a person (one side failed
+    or broke the schema); None means that only a label can tell.
+    """
+
+    request_id: str
+    route: str
+    trial: str
+    stable: Answer
+    candidate: Answer
+    agreement: float
+    kind: Literal["exact", "normalised", "json", "tools", "text", "failure", "schema"]
+    outcome: Outcome | None = None
+
+    @property
+    def agrees(self) -> bool:
+        return self.agreement >= 1.0

@@ -1,0 +1,58 @@
+"""One training run, from the queue to a proposed version or a reason why not."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+RunState = Literal[
+    "queued",
+    "dataset",
+    "training",
+    "publishing",
+    "evaluating",
+    "proposed",
+    "refused",
+    "failed",
+    "cancelled",
+]
+ENDED: frozenset[RunState] = frozenset({"proposed", "refused", "failed", "cancelled"})
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """`config` holds what the asker set; the trainer fills in the rest by its own defaults.
+
+    `parent` is the version (`route@number`) that the adapter must beat. `fence` grows with each
+    trainer that takes the run; only the holder of the newest may write. `reason` says why it
+    ended as it did.
+    """
+
+    id: str
+    route: str
+    parent: str
+    created_at: datetime
+    created_by: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    state: RunState = "queued"
+    fence: int = 0
+    dataset: str | None = None
+    adapter: str | None = None
+    version: str | None = None
+    report: str | None = None
+    reason: str = ""
+    updated_at: datetime | None = None
+    cancel_requested: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """A line of progress. `done` of `total` counts the steps of `stage`; `eta` is in seconds."""
+
+    stage: str
+    message: str
+    at: datetime
+    done: int = 0
+    total: int = 0
+    eta: float | None = None
+    values: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,195 @@
+"""The rollout of a route and every event that can change it. All of the state machine is here."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Literal, assert_never
+
+from rollout.errors import InvalidInputError, RefusedError
+
+Stage = Literal["shadow", "canary", "held"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A candidate on probation.
+
+    `weight` is the candidate's share of the route's units in percent, 0 in the shadow. A held
+    trial keeps its weight, and nothing advances it but a person. `id` salts the assignment.
+    """
+
+    id: str
+    candidate: int
+    stage: Stage
+    weight: float
+    started_at: datetime
+    stage_since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A route's stable version and at most one candidate.
+
+    `revision` grows by one with each commit. `previous` is the last stable, kept for the way
+    back.
+    """
+
+    route: str
+    revision: int
+    stable: int
+    previous: int | None = None
+    trial: Trial | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    version: int
+    at: datetime
+    by: str
+    reason: str = ""
+    kind: Literal["proposed"] = "proposed"
+
+
+@dataclass(frozen=True, slots=True)
+class CanarySet:
+    """Also the way from the shadow into the canary."""
+
+    percent: float
+    at: datetime
+    by: str
+    reason: str = ""
+    kind: Literal["canary"] = "canary"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    at: datetime
+    by: str
+    reason: str = ""
+    kind: Literal["held"] = "held"
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    at: datetime
+    by: str
+    reason: str = ""
+    kind: Literal["resumed"] = "resumed"
+
+
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    at: datetime
+    by: str
+    reason: str = ""
+    kind: Literal["promoted"] = "promoted"
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """Ends the trial; without one it brings the last stable back."""
+
+    at: datetime
+    by: str
+    reason: str = ""
+    kind: Literal["rolled_back"] = "rolled_back"
+
+
+# `kind` tells them apart once stored: without it a RolledBack was read back as a Held.
+Event = Proposed | CanarySet | Held | Resumed | Promoted | RolledBack
+
+
+def apply(rollout: Rollout, event: Event) -> Rollout:
+    """The rollout after the event, one revision on.
+
+    Raises RefusedError where the present state does not allow the event, and InvalidInputError
+    where the event itself makes no sense.
+    """
+    changed = _changed(rollout, event)
+    return replace(changed, revision=rollout.revision + 1)
+
+
+def _changed(rollout: Rollout, event: Event) -> Rollout:
+    match event:
+        case Proposed():
+            return _propose(rollout, event)
+        case CanarySet():
+            return _canary(rollout, event)
+        case Held():
+            return _hold(rollout, event)
+        case Resumed():
+            return _resume(rollout, event)
+        case Promoted():
+            return _promote(rollout)
+        case RolledBack():
+            return _roll_back(rollout)
+        case _:
+            assert_never(event)
+
+
+def _propose(rollout: Rollout, event: Proposed) -> Rollout:
+    if rollout.trial is not None:
+        raise RefusedError(
+            f"{rollout.route}@{rollout.trial.candidate} is already on trial: promote it or roll it "
+            "back before you propose another"
+        )
+    if event.version == rollout.stable:
+        raise RefusedError(f"{rollout.route}@{event.version} is already stable")
+    trial = Trial(
+        # The revision makes the second trial of a version another trial, with its own evidence.
+        id=f"{rollout.route}@{event.version}.{rollout.revision + 1}",
+        candidate=event.version,
+        stage="shadow",
+        weight=0.0,
+        started_at=event.at,
+        stage_since=event.at,
+    )
+    return replace(rollout, trial=trial)
+
+
+def _canary(rollout: Rollout, event: CanarySet) -> Rollout:
+    trial = _trial(rollout, "a percentage needs a candidate: propose a version first")
+    if not 0 <= event.percent <= 100:
+        raise InvalidInputError(
+            f"{event.percent:g} is no percentage: give a number from 0 to 100", param="percent"
+        )
+    stage: Stage = "canary" if event.percent > 0 else "shadow"
+    return replace(
+        rollout,
+        trial=replace(trial, stage=stage, weight=float(event.percent), stage_since=event.at),
+    )
+
+
+def _hold(rollout: Rollout, event: Held) -> Rollout:
+    trial = _trial(rollout, "there is nothing to hold: no version is on trial")
+    if trial.stage == "held":
+        raise RefusedError("the trial is already held")
+    return replace(rollout, trial=replace(trial, stage="held", stage_since=event.at))
+
+
+def _resume(rollout: Rollout, event: Resumed) -> Rollout:
+    trial = _trial(rollout, "there is nothing to resume: no version is on trial")
+    if trial.stage != "held":
+        raise RefusedError("the trial is not held")
+    stage: Stage = "canary" if trial.weight > 0 else "shadow"
+    return replace(rollout, trial=replace(trial, stage=stage, stage_since=event.at))
+
+
+def _promote(rollout: Rollout) -> Rollout:
+    trial = _trial(rollout, "there is nothing to promote: no version is on trial")
+    return replace(rollout, stable=trial.candidate, previous=rollout.stable, trial=None)
+
+
+def _roll_back(rollout: Rollout) -> Rollout:
+    if rollout.trial is not None:
+        return replace(rollout, trial=None)
+    if rollout.previous is None:
+        raise RefusedError(
+            f"there is nothing to roll back: {rollout.route} has no trial and no earlier stable"
+        )
+    return replace(rollout, stable=rollout.previous, previous=None)
+
+
+def _trial(rollout: Rollout, otherwise: str) -> Trial:
+    if rollout.trial is None:
+        raise RefusedError(otherwise)
+    return rollout.trial
