@@ -1,0 +1,254 @@
+"""The configuration file: engines, stores, ports, and the routes to create where they don't exist.
+
+`sluice.toml` is found by `--config` or `SLUICE_CONFIG`; any value can also be given as
+`SLUICE_SECTION__KEY`, which wins over the file. Each role reads the section of its own name with
+its own class, so that a gateway knows nothing of training options.
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from rollout.engines import Engine
+from rollout.errors import ConfigError
+from rollout.policy import Policy, Slo
+from rollout.routes import Comparator, Route
+from rollout.versions import check_route_name
+
+S = TypeVar("S", bound="Section")
+M = TypeVar("M", bound=BaseModel)
+
+_PREFIX = "SLUICE_"
+# Variables of their own; they are no sections of the file.
+_OWN_VARIABLES = frozenset({"SLUICE_CONFIG", "SLUICE_BOOTSTRAP_KEY", "SLUICE_KEY", "SLUICE_URL"})
+
+
+class Section(BaseModel):
+    """A table of the file. A key that nobody reads is an error, for it is a typo."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StoreSection(Section):
+    """Without a `url` the embedded Valkey is started in the data directory."""
+
+    url: str | None = None
+
+
+class ArtifactsSection(Section):
+    url: str | None = None
+
+
+class ControllerSection(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8001, ge=0, le=65535)
+    tick_seconds: float = Field(1.0, gt=0)
+    lease_seconds: float = Field(10.0, gt=0)
+
+
+class VllmSection(Section):
+    """The engine that `sluice up` starts by itself where no `[[engines]]` are configured."""
+
+    python: Path = Path(".venv-vllm/bin/python")
+    model: Path | None = None
+    served_name: str = "smollm2-135m"
+    host: str = "127.0.0.1"
+    port: int = Field(8100, ge=0, le=65535)
+    replicas: int = Field(1, ge=1)
+    max_model_len: int = 1024
+    max_adapters: int = 4
+    max_rank: int = 16
+    start_seconds: float = 600.0
+    arguments: tuple[str, ...] = ()
+
+
+class EngineSection(Section):
+    name: str
+    urls: tuple[str, ...] = Field(min_length=1)
+    base: str
+    kind: Literal["vllm", "openai"] = "vllm"
+    api_key: str | None = None
+    max_adapters: int = 4
+    max_rank: int = 16
+
+    def engine(self) -> Engine:
+        return Engine(
+            name=self.name,
+            urls=tuple(url.rstrip("/").removesuffix("/v1") for url in self.urls),
+            base=self.base,
+            kind=self.kind,
+            api_key=self.api_key,
+            max_adapters=self.max_adapters,
+            max_rank=self.max_rank,
+        )
+
+
+class RouteSection(Section):
+    """`schema` is a path, relative to the configuration file."""
+
+    name: str
+    engine: str
+    comparator: Comparator = "text"
+    schema_path: str | None = Field(None, alias="schema")
+    slo: Slo = Slo()
+    capture: float = Field(0.1, ge=0, le=1)
+    policy: Policy = Policy()
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str) -> str:
+        return check_route_name(name)
+
+    def route(self, folder: Path) -> Route:
+        return Route(
+            name=self.name,
+            engine=self.engine,
+            comparator=self.comparator,
+            schema=None if self.schema_path is None else _read_schema(folder / self.schema_path),
+            slo=self.slo,
+            capture=self.capture,
+            policy=self.policy,
+        )
+
+
+class Settings(BaseModel):
+    """The whole file, checked. `gateway`, `shadow` and `trainer` are checked by their roles."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: Path | None = None
+    data_dir: Path = Path("./data")
+    store: StoreSection = StoreSection()
+    artifacts: ArtifactsSection = ArtifactsSection()
+    controller: ControllerSection = ControllerSection()
+    vllm: VllmSection = VllmSection()
+    gateway: Mapping[str, Any] = Field(default_factory=dict)
+    shadow: Mapping[str, Any] = Field(default_factory=dict)
+    trainer: Mapping[str, Any] = Field(default_factory=dict)
+    engines: tuple[EngineSection, ...] = ()
+    routes: tuple[RouteSection, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """What relative paths in the file are relative to."""
+        return self.source.parent if self.source else Path.cwd()
+
+    @property
+    def data_path(self) -> Path:
+        return (self.folder / self.data_dir).resolve()
+
+    @property
+    def artifacts_url(self) -> str:
+        return self.artifacts.url or (self.data_path / "artifacts").as_uri()
+
+    @property
+    def store_url(self) -> str:
+        """The store's address; raises ConfigError where there is only the embedded one.
+
+        `sluice up` fills it in for the roles that it starts.
+        """
+        if self.store.url is None:
+            raise ConfigError(
+                "no store is configured: set `url` under [store], or SLUICE_STORE__URL, or start "
+                "everything with `sluice up`, which brings a store along",
+                param="store.url",
+            )
+        return self.store.url
+
+    def engine_list(self) -> tuple[Engine, ...]:
+        return tuple(section.engine() for section in self.engines)
+
+    def route_list(self) -> tuple[Route, ...]:
+        return tuple(section.route(self.folder) for section in self.routes)
+
+
+def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the file (or the defaults), with the environment on top.
+
+    Raises ConfigError with the file, the key and what is wrong with it.
+    """
+    environ = os.environ if environ is None else environ
+    if path is None and (named := environ.get("SLUICE_CONFIG")):
+        path = Path(named)
+    if path is None and Path("sluice.toml").is_file():
+        path = Path("sluice.toml")
+    table = _read_toml(path) if path else {}
+    _overlay(table, environ)
+    if path:
+        table["source"] = path.resolve()
+    settings = _check(Settings, table, str(path or "the environment"))
+    known = {engine.name for engine in settings.engines}
+    for route in settings.routes:
+        if known and route.engine not in known:
+            raise ConfigError(
+                f"{path}: route {route.name!r} names engine {route.engine!r}, but [[engines]] has "
+                f"only {', '.join(sorted(known))}",
+                param="routes.engine",
+            )
+    return settings
+
+
+def check_section(kind: type[S], table: Mapping[str, Any], name: str) -> S:
+    """Check a role's own section, `[name]`."""
+    return _check(kind, dict(table), f"[{name}]")
+
+
+def bootstrap_key(environ: Mapping[str, str] | None = None) -> str | None:
+    """The admin key that automation brings along, if any."""
+    return (os.environ if environ is None else environ).get("SLUICE_BOOTSTRAP_KEY") or None
+
+
+def _check(kind: type[M], table: Mapping[str, Any], where: str) -> M:
+    try:
+        return kind.model_validate(table)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        problem = (
+            "nothing reads this key; see the README for those that exist"
+            if first["type"] == "extra_forbidden"
+            else first["msg"]
+        )
+        raise ConfigError(f"{where}: {key}: {problem}", param=key) from exc
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError(
+            f"cannot read the configuration {path}: {exc.strerror or exc}; name another with --config"
+        ) from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} is no valid TOML: {exc}") from exc
+
+
+def _read_schema(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+        json.loads(text)
+    except OSError as exc:
+        raise ConfigError(f"cannot read the schema {path}: {exc.strerror or exc}") from exc
+    except ValueError as exc:
+        raise ConfigError(f"the schema {path} is no valid JSON: {exc}") from exc
+    return text
+
+
+def _overlay(table: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """Put `SLUICE_SECTION__KEY=value` into the table; a value that is JSON is taken as JSON."""
+    for variable, text in environ.items():
+        if not variable.startswith(_PREFIX) or variable in _OWN_VARIABLES:
+            continue
+        *sections, key = variable.removeprefix(_PREFIX).lower().split("__")
+        target = table
+        for section in sections:
+            target = target.setdefault(section, {})
+        try:
+            target[key] = json.loads(text)
+        except ValueError:
+            target[key] = text
