@@ -298,9 +298,8 @@ class StubEngine:
             return _Stream(tuple(reply.chunks))
         if reply.body is not None or reply.status != 200:
             return _scripted_answer(reply)
-        if self.api_key and received.path.startswith("/v1"):
-            if received.header("authorization") != f"Bearer {self.api_key}":
-                return _Whole(401, _encode({"error": "Unauthorized"}))
+        if not self._admits(received):
+            return _Whole(401, _encode({"error": "Unauthorized"}))
         match received.method, received.path:
             case "GET", "/health":
                 return _Whole(200 if self.healthy else 503, b"")
@@ -316,6 +315,11 @@ class StubEngine:
                 return self._infer(received, reply)
             case _:
                 return _Whole(404, _encode({"detail": "Not Found"}))
+
+    def _admits(self, received: Received) -> bool:
+        if self.api_key is None or not received.path.startswith("/v1"):
+            return True
+        return received.header("authorization") == f"Bearer {self.api_key}"
 
     def _infer(self, received: Received, reply: Reply) -> "_Whole | _Stream":
         try:
@@ -372,7 +376,7 @@ class StubEngine:
         return _text(f"Success: LoRA adapter '{name}' removed successfully.")
 
     def _models(self) -> JSONObject:
-        served = [(self.base, f"/models/{self.base}", None)]
+        served: list[tuple[str, str, str | None]] = [(self.base, f"/models/{self.base}", None)]
         served += [(name, path, self.base) for name, path in self.adapters.items()]
         return {
             "object": "list",
@@ -692,7 +696,7 @@ class _Connection(asyncio.Protocol):
             self._current = received
             try:
                 await self._answer(received, self._engine._take_script(received))
-            except Exception as error:  # raised again where the engine is left
+            except Exception as error:  # noqa: BLE001 - raised again where the engine is left
                 self._engine.failures.append(error)
                 self.reset()
                 return

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -148,10 +149,11 @@ async def test_a_function_that_raises_fails_the_test() -> None:
     def spoiled(request: dict[str, Any]) -> str:
         raise KeyError(request["model"])
 
+    engine = await StubEngine(text=spoiled).__aenter__()
+    with pytest.raises(ConnectionResetError):
+        await ask(engine, "POST", CHAT, chat())
     with pytest.raises(ExceptionGroup, match="failed by itself"):
-        async with StubEngine(text=spoiled) as engine:
-            with pytest.raises(ConnectionResetError):
-                await ask(engine, "POST", CHAT, chat())
+        await engine.__aexit__(None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,7 @@ async def test_a_stream_waits_until_the_test_lets_it_go_on(engine: StubEngine) -
     go = asyncio.Event()
     engine.script(Reply(hold_stream=go, hold_after=3))
     answer = asyncio.create_task(ask(engine, "POST", CHAT, chat(stream=True)))
-    await engine.wait_until(lambda: _events_sent(engine) == 3, "three events")
+    await engine.wait_until(partial(_has_sent, engine, 3), "three events")
     go.set()
     assert (await answer).whole
 
@@ -253,7 +255,7 @@ async def test_permits_let_out_one_event_each(engine: StubEngine) -> None:
     answer = asyncio.create_task(ask(engine, "POST", CHAT, chat(stream=True)))
     for sent in range(1, 8):
         permits.release()
-        await engine.wait_until(lambda sent=sent: _events_sent(engine) == sent, f"{sent} events")
+        await engine.wait_until(partial(_has_sent, engine, sent), f"{sent} events")
     assert (await answer).whole
 
 
@@ -365,5 +367,5 @@ async def test_a_key_is_wanted_where_one_is_set() -> None:
         assert allowed.status == 200
 
 
-def _events_sent(engine: StubEngine) -> int:
-    return engine.requests[0].events_sent if engine.requests else 0
+def _has_sent(engine: StubEngine, events: int) -> bool:
+    return bool(engine.requests) and engine.requests[0].events_sent == events

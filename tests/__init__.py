@@ -1,0 +1,1 @@
+"""What Sluice does, shown by running it."""
