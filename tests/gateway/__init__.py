@@ -1,0 +1,1 @@
+"""Tests of the data plane and the shadow."""
