@@ -342,3 +342,16 @@ def test_the_images_install_the_pinned_versions() -> None:
     for install in installs:
         assert "-c constraints/sluice.txt" in install
         assert "index-url" not in install
+
+
+def test_files_beside_the_code_are_in_the_wheel_and_so_in_the_images() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for package in ("gateway", "rollout", "trainer"):
+        patterns = tool["package-data"].get(package, [])
+        packed = {path for pattern in patterns for path in (ROOT / package).glob(pattern)}
+        beside = {
+            path
+            for path in (ROOT / package).rglob("*")
+            if path.is_file() and path.suffix not in (".py", ".pyc")
+        }
+        assert beside <= packed, f"pyproject.toml, package-data: {sorted(beside - packed)}"
