@@ -1,0 +1,58 @@
+"""All that speaks Redis. `open_stores` gives one object for each kind of thing that is kept."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from rollout.stores.audit import AuditEntry, AuditStore
+from rollout.stores.captures import CaptureStore, Settled, Taken
+from rollout.stores.cases import CaseStats, CaseStore
+from rollout.stores.catalog import CatalogStore
+from rollout.stores.credentials import CredentialStore
+from rollout.stores.evidence import EvidenceStore
+from rollout.stores.leases import LeaseStore
+from rollout.stores.link import RedisLink, connect
+from rollout.stores.presence import GatewayPresence, PresenceStore
+from rollout.stores.rollouts import Commit, HistoryEntry, RolloutStore
+from rollout.stores.runs import ReportStore, RunStore
+
+__all__ = [
+    "AuditEntry",
+    "CaseStats",
+    "Commit",
+    "GatewayPresence",
+    "HistoryEntry",
+    "Settled",
+    "Stores",
+    "Taken",
+    "open_stores",
+]
+
+
+class Stores:
+    """Every store on one connection pool. Each method raises StoreUnavailableError when Redis
+    does not answer."""
+
+    def __init__(self, link: RedisLink) -> None:
+        self._link = link
+        self.catalog = CatalogStore(link)
+        self.rollouts = RolloutStore(link)
+        self.credentials = CredentialStore(link)
+        self.presence = PresenceStore(link)
+        self.leases = LeaseStore(link)
+        self.captures = CaptureStore(link)
+        self.evidence = EvidenceStore(link)
+        self.cases = CaseStore(link)
+        self.runs = RunStore(link)
+        self.reports = ReportStore(link)
+        self.audit = AuditStore(link)
+
+    async def ping(self) -> None:
+        """Raises StoreUnavailableError unless the store answers."""
+        await self._link.run("PING")
+
+
+@asynccontextmanager
+async def open_stores(url: str) -> AsyncIterator[Stores]:
+    """Open the stores on a Redis URL; a store that is down is no error until it is used."""
+    async with connect(url) as link:
+        yield Stores(link)

@@ -1,0 +1,99 @@
+"""Every Redis key this system uses, with its type. Nothing else builds a key."""
+
+_PREFIX = "sluice"
+
+# What a gateway must see. Each change increments REVISION and is announced.
+REVISION = f"{_PREFIX}:revision"  # integer
+ANNOUNCEMENTS = f"{_PREFIX}:announcements"  # channel: the new revision
+ROUTES = f"{_PREFIX}:routes"  # hash: route -> Route
+ROLLOUTS = f"{_PREFIX}:rollouts"  # hash: route -> Rollout
+VERSIONS = f"{_PREFIX}:versions"  # hash: route@number -> Version
+VERSION_NUMBERS = f"{_PREFIX}:version-numbers"  # hash: route -> last number given out
+CREDENTIALS = f"{_PREFIX}:credentials"  # hash: key id -> ApiKey
+RESIDENCY = f"{_PREFIX}:residency"  # hash: replica url -> Residency
+
+# What only the control plane reads.
+WANTED = f"{_PREFIX}:wanted"  # sorted set: version name by the time until which it is wanted (ms)
+AUDIT = f"{_PREFIX}:audit"  # stream of AuditEntry
+GATEWAYS = f"{_PREFIX}:gateways"  # hash: incarnation -> GatewayPresence
+GATEWAYS_SEEN = f"{_PREFIX}:gateways:seen"  # sorted set: incarnation by expiry (ms)
+
+# The shadow's.
+CAPTURES = f"{_PREFIX}:captures"  # stream of Exchange
+SHADOW_GROUP = "shadow"  # its consumer group
+
+# Cases and labels.
+CASES = f"{_PREFIX}:cases"  # hash: case id -> Case
+LABELS = f"{_PREFIX}:labels"  # hash: case id -> Label
+CASE_LEASES = f"{_PREFIX}:case-leases"  # hash: case id -> labeler
+CASES_DROPPED = f"{_PREFIX}:cases-dropped"  # hash: route -> cases that found the queue full
+
+# Training runs.
+RUNS = f"{_PREFIX}:runs"  # hash: run id -> TrainingRun
+RUNS_QUEUED = f"{_PREFIX}:runs:queued"  # sorted set: run id by the time it was asked for (ms)
+RUNS_LEASED = f"{_PREFIX}:runs:leased"  # sorted set: run id by the end of its lease (ms)
+RUN_WORKERS = f"{_PREFIX}:runs:workers"  # hash: run id -> the trainer that took it last
+RUN_FENCES = f"{_PREFIX}:runs:fences"  # hash: run id -> newest fencing token
+RUN_FENCE = f"{_PREFIX}:runs:fence"  # integer: last token given out
+RUNS_CANCELLED = f"{_PREFIX}:runs:cancelled"  # set of run ids
+REPORTS = f"{_PREFIX}:reports"  # hash: report id -> Report
+
+
+def history(route: str) -> str:
+    """Stream of HistoryEntry, oldest first."""
+    return f"{_PREFIX}:history:{route}"
+
+
+def evidence(route: str, trial: str) -> str:
+    """Hash: `incarnation|arm` -> ArmCounts, absolute for that incarnation."""
+    return f"{_PREFIX}:evidence:{route}:{trial}"
+
+
+def pairs(route: str, trial: str) -> str:
+    """Hash: agree, disagree, failed, wins, losses, ties -> integer."""
+    return f"{_PREFIX}:pairs:{route}:{trial}"
+
+
+def verdicts(route: str, trial: str) -> str:
+    """String: the latest list of Verdict."""
+    return f"{_PREFIX}:verdicts:{route}:{trial}"
+
+
+def cases_open(route: str) -> str:
+    """Sorted set: case id by priority."""
+    return f"{_PREFIX}:cases:open:{route}"
+
+
+def cases_leased(route: str) -> str:
+    """Sorted set: case id by the end of its lease (ms)."""
+    return f"{_PREFIX}:cases:leased:{route}"
+
+
+def cases_labelled(route: str) -> str:
+    """Sorted set: case id by the time of its label (ms)."""
+    return f"{_PREFIX}:cases:labelled:{route}"
+
+
+def cases_waiting(route: str) -> str:
+    """Sorted set: id of each case that is open or leased, by its creation (ms)."""
+    return f"{_PREFIX}:cases:waiting:{route}"
+
+
+def case_prompts(route: str, trial: str) -> str:
+    """Hash: digest of a normalised prompt -> the case that asks about it in this trial."""
+    return f"{_PREFIX}:case-prompts:{route}:{trial}"
+
+
+def lease(name: str) -> str:
+    """String with expiry: who holds the lease."""
+    return f"{_PREFIX}:lease:{name}"
+
+
+def lease_fence(name: str) -> str:
+    """Integer: last fencing token given out for the lease."""
+    return f"{_PREFIX}:lease-fence:{name}"
+
+
+def run_events(run: str) -> str:
+    """Stream of RunEvent."""
+    return f"{_PREFIX}:run-events:{run}"

@@ -1,0 +1,8 @@
+-- Ask a run to stop; one that still waits in the queue is ended here.
+-- KEYS: runs (hash), queued (sorted set), cancelled (set).  ARGV: run id, the cancelled run.
+-- Returns 1 ended, 2 asked, 0 no such run.
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('SADD', KEYS[3], ARGV[1])
+if redis.call('ZREM', KEYS[2], ARGV[1]) == 0 then return 2 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return 1

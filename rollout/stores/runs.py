@@ -1,0 +1,161 @@
+"""The queue of training runs, their leases and their progress, and the reports they end in."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from time import monotonic
+
+from rollout.errors import LeaseLostError, NotFoundError
+from rollout.evidence import Report
+from rollout.runs import ENDED, RunEvent, TrainingRun
+from rollout.stores import keys
+from rollout.stores.codec import decode, encode, milliseconds
+from rollout.stores.link import BLOCK_SECONDS, RedisLink
+
+_MAXIMUM_EVENTS = 5_000
+
+
+class RunStore:
+    def __init__(self, link: RedisLink) -> None:
+        self._link = link
+
+    async def enqueue(self, run: TrainingRun) -> None:
+        await self._link.run_all(
+            [
+                ("HSET", keys.RUNS, run.id, encode(run)),
+                ("ZADD", keys.RUNS_QUEUED, milliseconds(run.created_at), run.id),
+            ]
+        )
+
+    async def take(self, worker: str, lease_seconds: float) -> TrainingRun | None:
+        """Lease the oldest run that waits, or one whose trainer went silent."""
+        taken = await self._link.script(
+            "take_run",
+            [
+                keys.RUNS,
+                keys.RUNS_QUEUED,
+                keys.RUNS_LEASED,
+                keys.RUN_FENCES,
+                keys.RUN_FENCE,
+                keys.RUN_WORKERS,
+            ],
+            [int(lease_seconds * 1000), worker],
+        )
+        if not taken:
+            return None
+        text, fence = taken
+        run = replace(decode(TrainingRun, text), fence=int(fence))
+        return await self.renew(run, lease_seconds)
+
+    async def renew(self, run: TrainingRun, lease_seconds: float) -> TrainingRun:
+        """The run as it is stored now, with whether somebody asked it to stop.
+
+        Raises LeaseLostError where another trainer has taken it.
+        """
+        answer = await self._link.script(
+            "renew_run",
+            [keys.RUNS, keys.RUNS_LEASED, keys.RUN_FENCES, keys.RUNS_CANCELLED],
+            [run.id, run.fence, int(lease_seconds * 1000)],
+        )
+        if not answer:
+            raise _lost(run)
+        text, cancelled = answer
+        return replace(decode(TrainingRun, text), fence=run.fence, cancel_requested=bool(cancelled))
+
+    async def update(self, run: TrainingRun) -> None:
+        """Store the run; an ended one gives its lease back, a queued one waits anew.
+
+        Raises LeaseLostError where another trainer has taken it.
+        """
+        lease = "end" if run.state in ENDED else "queue" if run.state == "queued" else "keep"
+        stored = await self._link.script(
+            "update_run",
+            [keys.RUNS, keys.RUNS_QUEUED, keys.RUNS_LEASED, keys.RUN_FENCES],
+            [
+                run.id,
+                run.fence,
+                encode(replace(run, updated_at=datetime.now(UTC))),
+                lease,
+                milliseconds(run.created_at),
+            ],
+        )
+        if not stored:
+            raise _lost(run)
+
+    async def note(self, run_id: str, event: RunEvent) -> None:
+        """Append a line of progress; of very long runs the oldest lines are dropped."""
+        command = ("XADD", keys.run_events(run_id), "MAXLEN", "~", _MAXIMUM_EVENTS, "*")
+        await self._link.run(*command, "event", encode(event))
+
+    async def events(
+        self, run_id: str, after: str = "0", wait_seconds: float = 0.0
+    ) -> list[tuple[str, RunEvent]]:
+        """The lines behind position `after`; waits for the first one at most `wait_seconds`."""
+        key = keys.run_events(run_id)
+        until = monotonic() + wait_seconds
+        while True:
+            rows = await self._link.run("XRANGE", key, f"({after}", "+", "COUNT", 500)
+            left = until - monotonic()
+            if rows or left <= 0:
+                return [(entry, decode(RunEvent, fields["event"])) for entry, fields in rows]
+            block = max(1, int(min(left, BLOCK_SECONDS) * 1000))
+            await self._link.run("XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", key, after)
+
+    async def get(self, run_id: str) -> TrainingRun:
+        text, cancelled = await self._link.run_all(
+            [("HGET", keys.RUNS, run_id), ("SISMEMBER", keys.RUNS_CANCELLED, run_id)]
+        )
+        if text is None:
+            raise _no_run(run_id)
+        return replace(decode(TrainingRun, text), cancel_requested=bool(cancelled))
+
+    async def list(self, route: str | None = None, limit: int = 50) -> list[TrainingRun]:
+        """The newest first."""
+        table = await self._link.run("HGETALL", keys.RUNS)
+        runs = [decode(TrainingRun, text) for text in table.values()]
+        runs = [run for run in runs if route in (None, run.route)]
+        return sorted(runs, key=lambda run: run.created_at, reverse=True)[:limit]
+
+    async def request_cancel(self, run_id: str) -> None:
+        """Ask a run to stop. One that still waits ends here; a trainer stops its own soon."""
+        run = await self.get(run_id)
+        cancelled = replace(
+            run,
+            state="cancelled",
+            reason="cancelled before it began",
+            updated_at=datetime.now(UTC),
+        )
+        await self._link.script(
+            "cancel_run",
+            [keys.RUNS, keys.RUNS_QUEUED, keys.RUNS_CANCELLED],
+            [run_id, encode(cancelled)],
+        )
+
+
+class ReportStore:
+    def __init__(self, link: RedisLink) -> None:
+        self._link = link
+
+    async def put(self, report: Report) -> None:
+        """Immutable: what stands under its id is never replaced."""
+        await self._link.run("HSETNX", keys.REPORTS, report.id, encode(report))
+
+    async def get(self, report_id: str) -> Report:
+        text = await self._link.run("HGET", keys.REPORTS, report_id)
+        if text is None:
+            raise NotFoundError(f"there is no report {report_id!r}", param="report")
+        return decode(Report, text)
+
+    async def list(self, route: str | None = None, limit: int = 50) -> list[Report]:
+        """The newest first."""
+        table = await self._link.run("HGETALL", keys.REPORTS)
+        reports = [decode(Report, text) for text in table.values()]
+        reports = [report for report in reports if route in (None, report.route)]
+        return sorted(reports, key=lambda report: report.created_at, reverse=True)[:limit]
+
+
+def _lost(run: TrainingRun) -> LeaseLostError:
+    return LeaseLostError(f"another trainer has taken run {run.id}: this one stops")
+
+
+def _no_run(run_id: str) -> NotFoundError:
+    return NotFoundError(f"there is no run {run_id!r}; `sluice runs list` shows them", param="run")
