@@ -178,7 +178,7 @@ class CaseStore:
             leased=int(leased),
             labelled=int(labelled),
             dropped=int(dropped or 0),
-            oldest_at=_time(oldest[0][1]) if oldest else None,
+            oldest_at=_time(oldest[1]) if oldest else None,
         )
 
     async def _routes(self, route: str | None) -> Sequence[str]:
