@@ -1,0 +1,217 @@
+"""Every (state, event) pair, and what holds for all of them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import product
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollout.errors import ConflictError, InvalidInputError, RefusedError
+from rollout.state import (
+    CanarySet,
+    Event,
+    Held,
+    Promoted,
+    Proposed,
+    Resumed,
+    RolledBack,
+    Rollout,
+    Stage,
+    Trial,
+    apply,
+)
+
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+NOW = START + timedelta(hours=1)
+
+
+def trial(stage: Stage, weight: float) -> Trial:
+    return Trial(
+        id="triage@3.6",
+        candidate=3,
+        stage=stage,
+        weight=weight,
+        started_at=START,
+        stage_since=START,
+    )
+
+
+FIRST = Rollout(route="triage", revision=0, stable=1)
+IDLE = Rollout(route="triage", revision=5, stable=2, previous=1)
+
+STATES: dict[str, Rollout] = {
+    "first": FIRST,
+    "idle": IDLE,
+    "shadow": replace(IDLE, revision=6, trial=trial("shadow", 0.0)),
+    "canary": replace(IDLE, revision=6, trial=trial("canary", 10.0)),
+    "held in the shadow": replace(IDLE, revision=6, trial=trial("held", 0.0)),
+    "held canary": replace(IDLE, revision=6, trial=trial("held", 10.0)),
+}
+
+EVENTS: dict[str, Event] = {
+    "propose another": Proposed(version=4, at=NOW, by="ann"),
+    "propose the stable": Proposed(version=2, at=NOW, by="ann"),
+    "propose the previous": Proposed(version=1, at=NOW, by="ann"),
+    "canary 25": CanarySet(percent=25, at=NOW, by="ann"),
+    "canary 100": CanarySet(percent=100, at=NOW, by="ann"),
+    "canary 0": CanarySet(percent=0, at=NOW, by="ann"),
+    "canary 101": CanarySet(percent=101, at=NOW, by="ann"),
+    "canary -1": CanarySet(percent=-1, at=NOW, by="ann"),
+    "canary nan": CanarySet(percent=float("nan"), at=NOW, by="ann"),
+    "hold": Held(at=NOW, by="ann"),
+    "resume": Resumed(at=NOW, by="ann"),
+    "promote": Promoted(at=NOW, by="ann"),
+    "roll back": RolledBack(at=NOW, by="ann"),
+}
+
+# What is left of a rollout: stable, previous, and the trial's candidate, stage and weight.
+Left = tuple[int, int | None, tuple[int, Stage, float] | None]
+Expected = Left | type[Exception]
+
+REFUSED, INVALID = RefusedError, InvalidInputError
+PROPOSALS = ("propose another", "propose the stable", "propose the previous")
+NO_PERCENTAGES = ("canary 101", "canary -1", "canary nan")
+ON_TRIAL = ("shadow", "canary", "held in the shadow", "held canary")
+NEED_A_TRIAL = ("canary 25", "canary 100", "canary 0", *NO_PERCENTAGES, "hold", "resume", "promote")
+
+TABLE: dict[tuple[str, str], Expected] = {
+    # No trial is on.
+    **dict.fromkeys(product(("first", "idle"), NEED_A_TRIAL), REFUSED),
+    ("first", "propose another"): (1, None, (4, "shadow", 0.0)),
+    ("first", "propose the stable"): (1, None, (2, "shadow", 0.0)),  # stable is 1 there
+    ("first", "propose the previous"): REFUSED,  # 1 is stable there
+    ("first", "roll back"): REFUSED,
+    ("idle", "propose another"): (2, 1, (4, "shadow", 0.0)),
+    ("idle", "propose the stable"): REFUSED,
+    ("idle", "propose the previous"): (2, 1, (1, "shadow", 0.0)),
+    ("idle", "roll back"): (1, None, None),
+    # One is: a second candidate is refused, and a trial can always be ended.
+    **dict.fromkeys(product(ON_TRIAL, PROPOSALS), REFUSED),
+    **dict.fromkeys(product(ON_TRIAL, NO_PERCENTAGES), INVALID),
+    **dict.fromkeys(product(ON_TRIAL, ("canary 25",)), (2, 1, (3, "canary", 25.0))),
+    **dict.fromkeys(product(ON_TRIAL, ("canary 100",)), (2, 1, (3, "canary", 100.0))),
+    **dict.fromkeys(product(ON_TRIAL, ("canary 0",)), (2, 1, (3, "shadow", 0.0))),
+    **dict.fromkeys(product(ON_TRIAL, ("promote",)), (3, 2, None)),
+    **dict.fromkeys(product(ON_TRIAL, ("roll back",)), (2, 1, None)),
+    ("shadow", "hold"): (2, 1, (3, "held", 0.0)),
+    ("shadow", "resume"): REFUSED,
+    ("canary", "hold"): (2, 1, (3, "held", 10.0)),
+    ("canary", "resume"): REFUSED,
+    ("held in the shadow", "hold"): REFUSED,
+    ("held in the shadow", "resume"): (2, 1, (3, "shadow", 0.0)),
+    ("held canary", "hold"): REFUSED,
+    ("held canary", "resume"): (2, 1, (3, "canary", 10.0)),
+}
+
+
+def left_of(rollout: Rollout) -> Left:
+    on = rollout.trial
+    return (
+        rollout.stable,
+        rollout.previous,
+        None if on is None else (on.candidate, on.stage, on.weight),
+    )
+
+
+def test_the_table_holds_every_pair() -> None:
+    assert set(TABLE) == set(product(STATES, EVENTS))
+    assert {type(event) for event in EVENTS.values()} == set(get_args(Event))
+
+
+@pytest.mark.parametrize(("state", "event"), list(product(STATES, EVENTS)))
+def test_each_state_answers_each_event_as_the_table_says(state: str, event: str) -> None:
+    expected = TABLE[state, event]
+    before = STATES[state]
+    if isinstance(expected, type):
+        with pytest.raises(expected) as refusal:
+            apply(before, EVENTS[event])
+        assert str(refusal.value)
+        return
+    after = apply(before, EVENTS[event])
+    assert left_of(after) == expected
+    assert after.revision == before.revision + 1
+    assert after.route == before.route
+
+
+@pytest.mark.parametrize(
+    ("event", "says"),
+    [
+        (Proposed(version=4, at=NOW, by="ann"), "triage@3 is already on trial"),
+        (Resumed(at=NOW, by="ann"), "not held"),
+        (CanarySet(percent=150, at=NOW, by="ann"), "150 is no percentage"),
+    ],
+)
+def test_a_refusal_says_what_stands_in_the_way(event: Event, says: str) -> None:
+    with pytest.raises((ConflictError, InvalidInputError), match=says):
+        apply(STATES["shadow"], event)
+
+
+def test_a_stage_knows_since_when_it_lasts() -> None:
+    proposed = apply(IDLE, Proposed(version=4, at=START, by="ann"))
+    widened = apply(proposed, CanarySet(percent=5, at=NOW, by="ann"))
+    assert widened.trial is not None
+    assert (widened.trial.started_at, widened.trial.stage_since) == (START, NOW)
+
+
+def test_a_second_trial_of_a_version_is_another_trial() -> None:
+    first = apply(IDLE, Proposed(version=4, at=NOW, by="ann"))
+    ended = apply(first, RolledBack(at=NOW, by="ann"))
+    second = apply(ended, Proposed(version=4, at=NOW, by="ann"))
+    assert first.trial is not None
+    assert second.trial is not None
+    assert first.trial.id != second.trial.id
+
+
+def events() -> st.SearchStrategy[Event]:
+    at = st.datetimes(timezones=st.just(UTC))
+    by = st.just("ann")
+    plain: list[Callable[..., Event]] = [Held, Resumed, Promoted, RolledBack]
+    return st.one_of(
+        st.builds(Proposed, version=st.integers(1, 5), at=at, by=by),
+        st.builds(CanarySet, percent=st.floats(-10, 110) | st.just(0.0), at=at, by=by),
+        *(st.builds(kind, at=at, by=by) for kind in plain),
+    )
+
+
+@given(st.lists(events(), max_size=30))
+def test_whatever_happens_a_rollout_stays_sound(happened: list[Event]) -> None:
+    rollout, ids = FIRST, set[str]()
+    for event in happened:
+        before = rollout
+        try:
+            rollout = apply(rollout, event)
+        except (RefusedError, InvalidInputError):
+            continue
+        assert rollout.revision == before.revision + 1
+        assert rollout.previous != rollout.stable
+        on = rollout.trial
+        if on is None:
+            continue
+        assert 0 <= on.weight <= 100
+        assert on.candidate != rollout.stable
+        assert (on.stage == "shadow") <= (on.weight == 0)
+        assert (on.stage == "canary") <= (on.weight > 0)
+        if isinstance(event, Proposed):
+            assert on.id not in ids
+            ids.add(on.id)
+        else:
+            assert before.trial is not None
+            assert on.id == before.trial.id
+
+
+@given(st.lists(events(), max_size=20))
+def test_a_trial_can_be_rolled_back_from_anywhere(happened: list[Event]) -> None:
+    rollout = FIRST
+    for event in happened:
+        try:
+            rollout = apply(rollout, event)
+        except (RefusedError, InvalidInputError):
+            continue
+    if rollout.trial is None:
+        return
+    after = apply(rollout, RolledBack(at=NOW, by="ann"))
+    assert after == replace(rollout, trial=None, revision=rollout.revision + 1)
