@@ -139,9 +139,7 @@ def test_tool_calls_are_compared_by_name_and_arguments(
 
 def test_the_ids_of_tool_calls_mean_nothing() -> None:
     one = said("", ("f", "{}"))
-    other = replace(
-        one, tool_calls=({"id": "else", "function": one.tool_calls[0]["function"]},)
-    )
+    other = replace(one, tool_calls=({"id": "else", "function": one.tool_calls[0]["function"]},))
     assert compare(one, other) == Agreement(1.0, "exact")
 
 
