@@ -1,0 +1,1 @@
+"""What Sluice costs beside its peers. Nothing outside this folder imports it."""
