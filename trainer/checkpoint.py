@@ -1,0 +1,64 @@
+"""A training run's state on disk, whole or not at all, so that a killed run goes on where it was."""
+
+import contextlib
+import errno
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rollout.errors import UnavailableError
+
+_FILE = "checkpoint.pt"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """`step` optimizer steps are done. `job` names what is trained; another job's is not taken."""
+
+    job: str
+    step: int
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    tokens: int
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write it beside the last one, then put it in its place. Raises UnavailableError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".{_FILE}.{os.getpid()}"
+    state = {
+        "job": checkpoint.job,
+        "step": checkpoint.step,
+        "weights": checkpoint.weights,
+        "optimizer": checkpoint.optimizer,
+        "tokens": checkpoint.tokens,
+    }
+    try:
+        with draft.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(folder / _FILE)
+    except (OSError, RuntimeError) as exc:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        full = isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT)
+        free = shutil.disk_usage(folder).free // 1_000_000
+        raise UnavailableError(
+            f"cannot write the checkpoint to {folder} ({free} MB free): "
+            + ("make room, then start the run again" if full or free < 100 else str(exc))
+        ) from exc
+
+
+def load(folder: Path, job: str) -> Checkpoint | None:
+    """The last checkpoint of that job, or None where there is none that can be read."""
+    try:
+        state = torch.load(folder / _FILE, weights_only=True, map_location="cpu")
+    except (OSError, RuntimeError, EOFError, ValueError):
+        return None
+    return Checkpoint(**state) if state.get("job") == job else None

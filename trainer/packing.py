@@ -1,0 +1,113 @@
+"""Examples of different lengths into rows of tokens without padding, each row a forward pass."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.rendering import Rendered
+
+# Best fit over all open rows would be quadratic; the fullest that fits among so many is as good.
+_OPEN_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Several examples end to end.
+
+    ids, positions (1, tokens): positions begin at 0 with each example, which is what keeps them
+    apart in attention. kept, targets (learnt tokens,): where to read a prediction, and of what.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    kept: Tensor
+    targets: Tensor
+
+    def to(self, device: torch.device) -> "Row":
+        return Row(
+            self.ids.to(device),
+            self.positions.to(device),
+            self.kept.to(device),
+            self.targets.to(device),
+        )
+
+
+def pack(examples: Sequence[Rendered]) -> Row:
+    """One row of all the examples, in their order."""
+    ids: list[int] = []
+    positions: list[int] = []
+    kept: list[int] = []
+    targets: list[int] = []
+    for example in examples:
+        start = len(ids)
+        ids.extend(example.ids)
+        positions.extend(range(len(example.ids)))
+        targets.extend(example.answer)
+        # The token before predicts the next one.
+        kept.extend(range(start + example.answer_start - 1, start + len(example.ids) - 1))
+    return Row(
+        ids=torch.tensor([ids]),
+        positions=torch.tensor([positions]),
+        kept=torch.tensor(kept),
+        targets=torch.tensor(targets),
+    )
+
+
+def plan_epoch(
+    lengths: Sequence[int], *, row_tokens: int, batch_tokens: int, seed: int, epoch: int
+) -> list[list[list[int]]]:
+    """The steps of an epoch: each a list of rows, each a list of indices into `lengths`.
+
+    Every index occurs exactly once. A row holds at most `row_tokens` tokens, a step about
+    `batch_tokens`. The same arguments give the same plan, so a resumed run needs no other state.
+    """
+    order = _shuffled(len(lengths), f"{seed}:{epoch}:examples")
+    capacity = min(row_tokens, max(batch_tokens, max(lengths, default=1)))
+    rows = _best_fit(order, lengths, capacity)
+    places = _shuffled(len(rows), f"{seed}:{epoch}:rows")
+    return _group([rows[place] for place in places], lengths, batch_tokens)
+
+
+def _shuffled(count: int, salt: str) -> list[int]:
+    """0 to count-1 in an order that depends on the salt alone."""
+    return sorted(
+        range(count), key=lambda index: hashlib.sha256(f"{salt}:{index}".encode()).digest()
+    )
+
+
+def _best_fit(order: list[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    rows: list[list[int]] = []
+    open_rows: list[tuple[int, list[int]]] = []  # (room, row)
+    for index in order:
+        length = lengths[index]
+        fitting = [place for place, (room, _) in enumerate(open_rows) if room >= length]
+        if fitting:
+            best = min(fitting, key=lambda place: open_rows[place][0])
+            room, row = open_rows.pop(best)
+        else:
+            room, row = capacity, []
+            rows.append(row)
+        row.append(index)
+        open_rows.append((room - length, row))
+        if len(open_rows) > _OPEN_ROWS:
+            open_rows.remove(min(open_rows, key=lambda each: each[0]))
+    return rows
+
+
+def _group(
+    rows: list[list[int]], lengths: Sequence[int], batch_tokens: int
+) -> list[list[list[int]]]:
+    """Rows into steps, such that a step comes as near to `batch_tokens` as whole rows allow."""
+    steps: list[list[list[int]]] = []
+    tokens = 0
+    for row in rows:
+        size = sum(lengths[index] for index in row)
+        if not steps or tokens + size / 2 > batch_tokens:
+            steps.append([])
+            tokens = 0
+        steps[-1].append(row)
+        tokens += size
+    return steps
