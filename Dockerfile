@@ -83,9 +83,9 @@ LABEL org.opencontainers.image.title="sluice-gateway" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build-gateway /opt/sluice /opt/sluice
-# For the controller run with -e HEALTH_PORT=8001; shadow serves no port: run it --no-healthcheck.
+# For the controller run with -e HEALTH_PORT=8001; shadow is run --no-healthcheck.
 ENV HEALTH_PORT=8000
-EXPOSE 8000 8001
+EXPOSE 8000 8001 8002
 # Streams may still be running when the container is told to stop.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --start-period=20s --interval=10s --timeout=5s --retries=3 \

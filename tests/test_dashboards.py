@@ -213,26 +213,25 @@ STORIES = [
     Story(
         "SluiceGatewaysDisagree",
         {
-            'sluice_gateway_revision{route="r",gateway="a"}': "7x400",
-            'sluice_gateway_revision{route="r",gateway="b"}': "6x400",
+            'sluice_gateway_revision{gateway="a"}': "7x400",
+            'sluice_gateway_revision{gateway="b"}': "6x400",
         },
         {
-            'sluice_gateway_revision{route="r",gateway="a"}': "7x400",
-            'sluice_gateway_revision{route="r",gateway="b"}': "7x400",
-            'sluice_gateway_revision{route="other",gateway="b"}': "3x400",
+            'sluice_gateway_revision{gateway="a"}': "7x400",
+            'sluice_gateway_revision{gateway="b"}': "7x400",
         },
     ),
     Story(
         "SluiceGateFailed",
         {
-            'sluice_gate_evalue{route="r",gate="paired",side="worse"}': "31x400",
-            'sluice_gate_threshold{route="r",gate="paired",side="worse"}': "20x400",
+            'sluice_gate_evalue{route="r",gate="pairs",side="worse"}': "31x400",
+            'sluice_gate_threshold{route="r",gate="pairs",side="worse"}': "20x400",
         },
         {
-            'sluice_gate_evalue{route="r",gate="paired",side="worse"}': "3x400",
-            'sluice_gate_threshold{route="r",gate="paired",side="worse"}': "20x400",
-            'sluice_gate_evalue{route="r",gate="paired",side="not_worse"}': "31x400",
-            'sluice_gate_threshold{route="r",gate="paired",side="not_worse"}': "20x400",
+            'sluice_gate_evalue{route="r",gate="pairs",side="worse"}': "3x400",
+            'sluice_gate_threshold{route="r",gate="pairs",side="worse"}': "20x400",
+            'sluice_gate_evalue{route="r",gate="pairs",side="not_worse"}': "31x400",
+            'sluice_gate_threshold{route="r",gate="pairs",side="not_worse"}': "20x400",
         },
     ),
     Story(
@@ -243,6 +242,7 @@ STORIES = [
         },
         {
             'sluice_shadow_dropped_total{reason="busy"}': "0+6x400",
+            'sluice_shadow_dropped_total{reason="no_trial"}': "0+600x400",
             'sluice_shadow_pairs_total{route="r",agreement="agree"}': "0+60x400",
         },
     ),
@@ -402,10 +402,8 @@ def stand_in() -> Iterator[Watched]:
     Gauge("sluice_store_up", "-", registry=gateway).set(1)
     up = Gauge("sluice_replica_up", "-", ["engine", "replica"], registry=gateway)
     up.labels("main", "0").set(1)
-    for name in ("sluice_gateway_revision", "sluice_config_revision"):
-        labels = ["route", "gateway"] if name == "sluice_gateway_revision" else ["route"]
-        revision = Gauge(name, "-", labels, registry=control)
-        revision.labels(*["review-triage", "a"][: len(labels)]).set(3)
+    Gauge("sluice_config_revision", "-", registry=control).set(3)
+    Gauge("sluice_gateway_revision", "-", ["gateway"], registry=control).labels("a").set(3)
     Gauge("sluice_route_weight", "-", ["route", "version"], registry=control).labels(*seen).set(100)
     info = Gauge("sluice_rollout_info", "-", ["route", "stage"], registry=control)
     info.labels("review-triage", "canary").set(1)

@@ -17,7 +17,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from rollout.settings import load_settings
+from gateway.settings import GatewaySettings
+from gateway.shadow.settings import ShadowSettings
+from rollout.settings import check_section, load_settings
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "k8s" / "base"
@@ -26,7 +28,6 @@ COMPONENTS = ROOT / "k8s" / "components"
 # Oldest and newest release of Kubernetes that we say we run on; the `sleep` of preStop needs 1.30.
 KUBERNETES_VERSIONS = ("1.30", "1.37")
 PORTS = {"gateway": 8000, "controller": 8001}
-DRAIN_SECONDS = 600
 ROLES = ("gateway", "controller", "shadow", "trainer")
 
 
@@ -156,12 +157,33 @@ def test_the_engines_are_those_of_the_configuration() -> None:
     } <= set(container_of(pods)["args"])
 
 
-@pytest.mark.parametrize("name", ["gateway", "engine"])
-def test_streams_may_finish_before_a_pod_is_killed(name: str) -> None:
-    workload = next(m for m in WORKLOADS if m["metadata"]["name"] == name)
-    pre_stop = container_of(workload).get("lifecycle", {}).get("preStop", {})
-    wait = pre_stop.get("sleep", {}).get("seconds", 0)
-    assert pod_of(workload)["terminationGracePeriodSeconds"] > DRAIN_SECONDS + wait
+def test_streams_may_finish_before_a_gateway_is_killed() -> None:
+    settings = load_settings(BASE / "sluice.toml", {})
+    gateway = check_section(GatewaySettings, settings.gateway, "gateway")
+    workload = find("Deployment", "gateway")
+    wait = container_of(workload)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    grace = pod_of(workload)["terminationGracePeriodSeconds"]
+    assert grace > wait + gateway.notice_seconds + gateway.drain_seconds
+
+
+def test_requests_may_finish_before_an_engine_is_killed() -> None:
+    workload = find("StatefulSet", "engine")
+    (wait,) = [
+        int(arg.partition("=")[2])
+        for arg in container_of(workload)["args"]
+        if arg.startswith("--shutdown-timeout=")
+    ]
+    assert pod_of(workload)["terminationGracePeriodSeconds"] > wait
+
+
+def test_the_shadow_is_seen_and_stays_behind_live_requests() -> None:
+    settings = load_settings(BASE / "sluice.toml", {})
+    shadow = check_section(ShadowSettings, settings.shadow, "shadow")
+    (port,) = container_of(find("Deployment", "shadow"))["ports"]
+    assert port["containerPort"] == shadow.metrics_port
+    assert shadow.priority is not None
+    assert shadow.priority > 0
+    assert "--scheduling-policy=priority" in container_of(find("StatefulSet", "engine"))["args"]
 
 
 def test_the_number_of_gateways_belongs_to_the_autoscaler() -> None:
