@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.sse import events
 from rollout.exchanges import Answer
 
 JsonObject = Mapping[str, Any]
@@ -63,7 +64,7 @@ def answer_from_stream(
             error=error,
         )
     read = _Reading(error=error)
-    for event in _events(data):
+    for event in events(data):
         read.event(event)
     if not read.finished and read.error is None:
         read.error = "the stream ended before its end"
@@ -201,20 +202,10 @@ class _Tool:
         return {"id": self.id, "type": "function", "function": function}
 
 
-def _events(data: bytes) -> Iterator[bytes]:
-    """The data of each event, whichever line ends the sender uses."""
-    for block in data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n"):
-        lines = [
-            line[5:].removeprefix(b" ") for line in block.split(b"\n") if line.startswith(b"data:")
-        ]
-        if lines:
-            yield b"\n".join(lines)
-
-
 def _decode(data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -1,0 +1,159 @@
+"""The engines as the shadow sees them: which version is where, where there is room, and asking."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from gateway.answers import answer_from_body
+from gateway.errors import UpstreamError
+from gateway.routing import View, index
+from gateway.settings import UpstreamSection
+from gateway.shadow.pairing import queue_length, roomiest
+from gateway.shadow.settings import ShadowSettings
+from gateway.upstream import UpstreamPool
+from rollout.catalog import Catalog
+from rollout.engines import Engine
+from rollout.errors import StoreUnavailableError
+from rollout.exchanges import Answer
+from rollout.stores.catalog import CatalogStore
+from rollout.versions import Version
+
+log = logging.getLogger(__name__)
+
+_METRICS_SECONDS: Final = 2.0
+
+
+class Fleet:
+    """Knows the store's catalog and the engines' queues, and sends requests to the engines.
+
+    It speaks to the engines directly. A request of the shadow never passes a gateway, so it can't
+    be billed, limited, captured or shadowed again.
+    """
+
+    def __init__(
+        self,
+        store: CatalogStore,
+        engines: Sequence[Engine],
+        pool: UpstreamPool,
+        settings: ShadowSettings,
+    ) -> None:
+        self.catalog = Catalog(revision=-1)
+        self._view = View()
+        self._store = store
+        self._engines = {engine.name: engine for engine in engines}
+        self._pool = pool
+        self._settings = settings
+        self._waiting: dict[str, float] = {}
+        self._asking: Counter[str] = Counter()
+        self._changed = asyncio.Event()
+
+    async def refresh(self) -> None:
+        """Load the catalog where the store has another than ours."""
+        if await self._store.revision() != self.catalog.revision:
+            self.catalog = await self._store.load()
+            self._view = index(self.catalog, self._engines)
+            self._tell()
+
+    async def follow(self) -> None:
+        """Keep the catalog and the lengths of the queues fresh, for ever."""
+        while True:
+            try:
+                await self.refresh()
+            except StoreUnavailableError as exc:
+                log.warning("%s; the shadow goes on with what it knows", exc)
+            await self._read_queues()
+            await asyncio.sleep(self._settings.poll_seconds)
+
+    def replica(self, version: Version) -> str | None:
+        """The replica to ask for a version now, if there is one."""
+        return self._roomiest(self._serving(version))
+
+    def hindrance(self, version: Version) -> Literal["not_resident", "busy"]:
+        """Why there is none."""
+        return "busy" if self._serving(version) else "not_resident"
+
+    @property
+    def full(self) -> bool:
+        """Whether live traffic fills every replica there is."""
+        urls = self._urls
+        return bool(urls) and self._roomiest(urls) is None
+
+    async def change(self) -> None:
+        """Return when there is another catalog, or another length of a queue."""
+        await self._changed.wait()
+
+    async def ask(self, version: Version, url: str, path: str, body: bytes) -> Answer:
+        """The version's answer; one of status 0 where the engine gave none."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        self._asking[url] += 1
+        try:
+            async with self._pool.request(
+                url, b"POST", path.encode(), self._headers(version), body
+            ) as response:
+                data = b"".join([piece async for piece in response])
+                status = response.status
+        except UpstreamError as exc:
+            return Answer(version.number, 0, error=exc.message)
+        finally:
+            self._asking[url] -= 1
+        seconds = loop.time() - started
+        return answer_from_body(version.number, status, data, total_seconds=seconds)
+
+    def _headers(self, version: Version) -> list[tuple[bytes, bytes]]:
+        headers = [(b"content-type", b"application/json")]
+        if api_key := self._engines[version.engine].api_key:
+            headers.append((b"authorization", f"Bearer {api_key}".encode()))
+        return headers
+
+    def _serving(self, version: Version) -> Sequence[str]:
+        lane = self._view.lanes.get(version.name)
+        return lane.stable.urls if lane else ()
+
+    def _roomiest(self, urls: Sequence[str]) -> str | None:
+        return roomiest(urls, self._waiting, self._asking, self._settings.maximum_waiting)
+
+    @property
+    def _urls(self) -> list[str]:
+        return [url for engine in self._engines.values() for url in engine.urls]
+
+    async def _read_queues(self) -> None:
+        urls = [
+            url for engine in self._engines.values() if engine.kind == "vllm" for url in engine.urls
+        ]
+        lengths = await asyncio.gather(*(self._queue_length(url) for url in urls))
+        waiting = dict(zip(urls, lengths, strict=True))
+        if waiting != self._waiting:
+            self._waiting = waiting
+            self._tell()
+
+    async def _queue_length(self, url: str) -> float:
+        """0 where the engine doesn't tell: one that is down fails the request itself."""
+        try:
+            async with (
+                asyncio.timeout(_METRICS_SECONDS),
+                self._pool.request(url, b"GET", b"/metrics") as response,
+            ):
+                text = b"".join([piece async for piece in response])
+                return (
+                    queue_length(text.decode(errors="replace")) if response.status == 200 else 0.0
+                )
+        except (TimeoutError, UpstreamError):
+            return 0.0
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+def pool_limits(settings: ShadowSettings) -> UpstreamSection:
+    """The deadline bounds the whole, so the pool's own limits lie beyond it."""
+    beyond = 2 * settings.deadline_seconds
+    return UpstreamSection(
+        first_byte_seconds=beyond,
+        between_bytes_seconds=beyond,
+        total_seconds=beyond,
+        maximum_idle=settings.concurrency,
+    )
