@@ -1,0 +1,60 @@
+"""The control API with the console on top, made from what it is given."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from rollout.api import (
+    cases,
+    engines,
+    health,
+    keys,
+    reports,
+    rollouts,
+    routes,
+    runs,
+    versions,
+)
+from rollout.api.errors import add_error_handlers
+from rollout.console.app import add_console
+from rollout.control.context import Control
+from rollout.control.keyring import Keyring
+from rollout.settings import Settings
+from rollout.stores import Stores
+
+_PREFIX = "/api/v1"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def create_app(
+    stores: Stores,
+    settings: Settings,
+    *,
+    bootstrap_key: str | None = None,
+    registry: CollectorRegistry | None = None,
+    now: Callable[[], datetime] = _now,
+) -> FastAPI:
+    """The ASGI application of port 8001. `bootstrap_key` is an admin's, whatever the store says."""
+    app = FastAPI(
+        title="Sluice control API",
+        version=version("sluice"),
+        # The console has a page for it that needs nothing from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+    )
+    keyring = Keyring(stores, bootstrap_key, time.monotonic)
+    app.state.control = Control(stores=stores, settings=settings, keyring=keyring, now=now)
+    app.state.registry = registry
+    add_error_handlers(app)
+    app.include_router(health.router)
+    for resource in (routes, rollouts, versions, engines, cases, runs, reports, keys):
+        app.include_router(resource.router, prefix=_PREFIX)
+    add_console(app)
+    return app

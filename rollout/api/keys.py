@@ -1,0 +1,48 @@
+"""API keys and the audit of every change."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, status
+from pydantic import BaseModel, ConfigDict, Field
+
+from rollout.api.security import Admin, ControlPlane
+from rollout.control import keys
+from rollout.control.views import KeyView, NewKey
+from rollout.stores import AuditEntry
+
+router = APIRouter(tags=["keys"])
+
+
+class Body(BaseModel):
+    """`scopes` are some of infer, label, operate, train, admin. No `routes` means all of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=100)
+    scopes: list[str]
+    routes: list[str] | None = None
+
+
+@router.post("/keys", status_code=status.HTTP_201_CREATED)
+async def post_key(control: ControlPlane, caller: Admin, body: Body) -> NewKey:
+    """Make a key. The secret is in this answer and nowhere else."""
+    return await keys.create(control, caller, body.name, body.scopes, body.routes)
+
+
+@router.get("/keys")
+async def get_keys(control: ControlPlane, _: Admin) -> list[KeyView]:
+    return await keys.keys(control)
+
+
+@router.delete("/keys/{key}", status_code=status.HTTP_204_NO_CONTENT)
+async def delete_key(control: ControlPlane, caller: Admin, key: str) -> None:
+    """Revoke a key; every gateway refuses it within a second."""
+    await keys.revoke(control, caller, key)
+
+
+@router.get("/audit")
+async def get_audit(
+    control: ControlPlane, _: Admin, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+) -> list[AuditEntry]:
+    """Who changed what, newest first."""
+    return await control.stores.audit.list(limit)

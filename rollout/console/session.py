@@ -1,0 +1,41 @@
+"""Who is at the console: a cookie signed with the digest of the key that logged in.
+
+Nothing is stored: any controller can check it, and a revoked key ends its sessions.
+"""
+
+import hashlib
+import hmac
+from datetime import datetime, timedelta
+
+from rollout.control.keyring import Keyring
+from rollout.credentials import ApiKey
+
+COOKIE = "sluice_session"
+LIFETIME = timedelta(hours=12)
+
+
+def issue(key: ApiKey, now: datetime) -> str:
+    expires = int((now + LIFETIME).timestamp())
+    return f"{key.id}.{expires}.{_sign(key, f'session:{key.id}:{expires}')}"
+
+
+async def check(keyring: Keyring, cookie: str, now: datetime) -> ApiKey | None:
+    """The key behind the cookie, or None where it is forged, too old or of a revoked key."""
+    key_id, _, rest = cookie.partition(".")
+    expires, _, signature = rest.partition(".")
+    if not (expires.isascii() and expires.isdecimal()) or int(expires) < now.timestamp():
+        return None
+    key = await keyring.named(key_id)
+    if key is None:
+        return None
+    wanted = _sign(key, f"session:{key_id}:{expires}")
+    return key if hmac.compare_digest(wanted.encode(), signature.encode()) else None
+
+
+def form_token(key: ApiKey, cookie: str) -> str:
+    """What a form must bring along, so that no other site can send it in somebody's name."""
+    return _sign(key, f"form:{cookie}")
+
+
+def _sign(key: ApiKey, text: str) -> str:
+    return hmac.new(key.digest.encode(), text.encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,1 @@
+"""What a person may do, whichever door they come in by: the API and the console call these."""

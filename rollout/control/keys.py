@@ -1,0 +1,59 @@
+"""API keys: made, listed, revoked."""
+
+import secrets
+from collections.abc import Sequence
+from typing import cast
+
+from rollout.control.context import Control
+from rollout.control.views import KeyView, NewKey
+from rollout.credentials import SCOPES, ApiKey, Scope, digest_secret
+from rollout.errors import InvalidInputError
+
+
+async def create(
+    control: Control,
+    caller: ApiKey,
+    name: str,
+    scopes: Sequence[str],
+    routes: Sequence[str] | None,
+) -> NewKey:
+    if not scopes or (unknown := set(scopes) - SCOPES):
+        raise InvalidInputError(
+            f"{', '.join(sorted(unknown)) if scopes else 'no scope'}: a key has one or more of "
+            f"{', '.join(sorted(SCOPES))}",
+            param="scopes",
+        )
+    for route in routes or ():
+        await control.stores.rollouts.get(route)
+    secret = f"sk-sluice-{secrets.token_urlsafe(32)}"
+    key = ApiKey(
+        id=f"key-{secrets.token_hex(6)}",
+        name=name,
+        digest=digest_secret(secret),
+        scopes=frozenset(cast(Sequence[Scope], scopes)),
+        created_at=control.now(),
+        routes=None if routes is None else frozenset(routes),
+    )
+    await control.stores.credentials.add(key, by=caller.name)
+    control.keyring.forget()
+    return NewKey(secret=secret, key=_view(key))
+
+
+async def keys(control: Control) -> list[KeyView]:
+    found = await control.stores.credentials.list()
+    return [_view(key) for key in sorted(found, key=lambda key: key.created_at)]
+
+
+async def revoke(control: Control, caller: ApiKey, key_id: str) -> None:
+    await control.stores.credentials.revoke(key_id, by=caller.name)
+    control.keyring.forget()
+
+
+def _view(key: ApiKey) -> KeyView:
+    return KeyView(
+        id=key.id,
+        name=key.name,
+        scopes=tuple(sorted(key.scopes)),
+        routes=None if key.routes is None else tuple(sorted(key.routes)),
+        created_at=key.created_at,
+    )

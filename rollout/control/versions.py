@@ -1,0 +1,186 @@
+"""Versions: what exists, where it answers, and registering another."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rollout.control.context import Control
+from rollout.control.views import EngineView, ReplicaView, VersionView
+from rollout.credentials import ApiKey
+from rollout.engines import Engine, Residency
+from rollout.errors import EngineUnavailableError, InvalidInputError, UnservableError
+from rollout.versions import Prompt, Version, parse_model
+
+_CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a person registers; engine and base are those of the route's stable version."""
+
+    route: str
+    prompt: Prompt | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    adapter_path: str | None = None
+    note: str = ""
+
+
+async def register(control: Control, caller: ApiKey, draft: Draft) -> VersionView:
+    """Give it the route's next number. Raises InvalidInputError, UnservableError, NotFoundError."""
+    rollout = await control.stores.rollouts.get(draft.route)
+    stable = await control.stores.rollouts.version(f"{draft.route}@{rollout.stable}")
+    adapter = None
+    if draft.adapter_path is not None:
+        adapter = _check_adapter(Path(draft.adapter_path), _engine(control, stable.engine))
+    version = await control.stores.rollouts.register(
+        Version(
+            route=draft.route,
+            number=0,
+            engine=stable.engine,
+            base=stable.base,
+            base_revision=stable.base_revision,
+            created_at=control.now(),
+            adapter=adapter,
+            adapter_path=draft.adapter_path,
+            prompt=draft.prompt,
+            sampling=draft.sampling,
+            parent=stable.number,
+            created_by=caller.name,
+            note=draft.note,
+        )
+    )
+    return _view(version, ())
+
+
+async def versions(control: Control, caller: ApiKey, route: str | None) -> list[VersionView]:
+    catalog = await control.stores.catalog.load()
+    wanted = [
+        version
+        for version in catalog.versions.values()
+        if caller.allows_route(version.route) and route in (None, version.route)
+    ]
+    wanted.sort(key=lambda version: (version.route, version.number))
+    return [_view(version, catalog.residency.values()) for version in wanted]
+
+
+async def version(control: Control, name: str) -> VersionView:
+    _, number = parse_model(name)
+    if number is None:
+        raise InvalidInputError(f"{name!r} names no version: write ROUTE@NUMBER", param="name")
+    found = await control.stores.rollouts.version(name)
+    catalog = await control.stores.catalog.load()
+    return _view(found, catalog.residency.values())
+
+
+async def engines(control: Control) -> list[EngineView]:
+    residency = (await control.stores.catalog.load()).residency
+    return [
+        EngineView(
+            name=engine.name,
+            kind=engine.kind,
+            base=engine.base,
+            replicas=tuple(_replica(url, residency.get(url)) for url in engine.urls),
+        )
+        for engine in control.settings.engine_list()
+    ]
+
+
+def resident_on(version: Version, residencies: Iterable[Residency]) -> tuple[str, ...]:
+    """The ready replicas that answer for this version now.
+
+    A version without an adapter is the engine's base, which every ready replica serves.
+    """
+    return tuple(
+        sorted(
+            residency.url
+            for residency in residencies
+            if residency.engine == version.engine
+            and residency.ready
+            and (version.adapter is None or version.served_name in residency.served)
+        )
+    )
+
+
+def require_resident(version: Version, residencies: Iterable[Residency]) -> None:
+    """Raise EngineUnavailableError where no ready replica serves the version's adapter."""
+    if version.adapter is not None and not resident_on(version, residencies):
+        raise EngineUnavailableError(
+            f"no ready replica of engine {version.engine!r} serves {version.name} yet: the "
+            "controller loads a candidate's adapter within seconds, so try again; if it stays so, "
+            "`sluice doctor` and the controller's log say why"
+        )
+
+
+def _view(version: Version, residencies: Iterable[Residency]) -> VersionView:
+    return VersionView(
+        name=version.name,
+        served_name=version.served_name,
+        resident_on=resident_on(version, residencies),
+        version=version,
+    )
+
+
+def _replica(url: str, residency: Residency | None) -> ReplicaView:
+    if residency is None:
+        return ReplicaView(url=url, ready=False, served=())
+    return ReplicaView(url=url, ready=residency.ready, served=tuple(sorted(residency.served)))
+
+
+def _engine(control: Control, name: str) -> Engine | None:
+    return next((engine for engine in control.settings.engine_list() if engine.name == name), None)
+
+
+def _check_adapter(folder: Path, engine: Engine | None) -> str:
+    """The digest of a PEFT adapter that this engine may serve; raises with what is wrong."""
+    if not folder.is_absolute():
+        raise InvalidInputError(
+            f"{folder} is relative: the controller and the engines need the whole path",
+            param="adapter_path",
+        )
+    config = _read_config(folder)
+    rank = config.get("r")
+    if not isinstance(rank, int) or rank < 1:
+        raise UnservableError(f"{folder / _CONFIG}: r is {rank!r}, not a rank", param="r")
+    if engine is not None and engine.kind != "vllm":
+        raise UnservableError(
+            f"engine {engine.name!r} is of kind {engine.kind!r}: it loads no adapters"
+        )
+    if engine is not None and rank > engine.max_rank:
+        raise UnservableError(
+            f"{folder / _CONFIG}: rank {rank} is more than the {engine.max_rank} that engine "
+            f"{engine.name!r} accepts: train with a smaller rank, or raise max_rank",
+            param="r",
+        )
+    return _digest(folder)
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    for name in (_CONFIG, _WEIGHTS):
+        if not (folder / name).is_file():
+            raise InvalidInputError(
+                f"{folder} is no adapter: it has no {name}; give the directory that PEFT saved",
+                param="adapter_path",
+            )
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise InvalidInputError(
+            f"cannot read {folder / _CONFIG}: {exc}", param="adapter_path"
+        ) from exc
+    if not isinstance(config, dict):
+        raise InvalidInputError(f"{folder / _CONFIG} is no JSON object", param="adapter_path")
+    return config
+
+
+def _digest(folder: Path) -> str:
+    total = hashlib.sha256()
+    for name in (_CONFIG, _WEIGHTS):
+        with (folder / name).open("rb") as file:
+            total.update(
+                f"{name}\x00{hashlib.file_digest(file, 'sha256').hexdigest()}\x00".encode()
+            )
+    return total.hexdigest()

@@ -1,0 +1,140 @@
+"""The bodies that the control API sends and its client reads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from rollout.cases import Case, CaseState
+from rollout.evidence import Evidence, Verdict
+from rollout.exchanges import Answer
+from rollout.routes import Route
+from rollout.state import Rollout
+from rollout.versions import Version
+
+Verb = Literal["propose", "canary", "advance", "hold", "resume", "promote", "rollback"]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteView:
+    route: Route
+    rollout: Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutView:
+    """Where a rollout stands. `stable`, `candidate` and `previous` are version names.
+
+    `evidence` and `verdicts` are the present trial's. `open_cases` still wait for a person.
+    """
+
+    rollout: Rollout
+    stable: str
+    candidate: str | None
+    previous: str | None
+    evidence: Evidence | None
+    verdicts: tuple[Verdict, ...]
+    open_cases: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A committed change. Gateways follow it once they report `catalog_revision` or more."""
+
+    rollout: Rollout
+    catalog_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class VersionView:
+    """`resident_on` are the replicas that answer for it now."""
+
+    name: str
+    served_name: str
+    resident_on: tuple[str, ...]
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    url: str
+    ready: bool
+    served: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineView:
+    name: str
+    kind: str
+    base: str
+    replicas: tuple[ReplicaView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerView:
+    """`error` says why there is no answer."""
+
+    text: str
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CaseView:
+    """A case as a labeler sees it: nothing tells which version gave which answer."""
+
+    id: str
+    route: str
+    messages: tuple[Mapping[str, Any], ...]
+    first: AnswerView
+    second: AnswerView
+    created_at: datetime
+    state: CaseState
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """`recorded` is False where the case had a label already, which then stays."""
+
+    recorded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    added: int
+    known: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyView:
+    id: str
+    name: str
+    scopes: tuple[str, ...]
+    routes: tuple[str, ...] | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """The only time that the secret is shown."""
+
+    secret: str
+    key: KeyView
+
+
+def case_view(case: Case, state: CaseState) -> CaseView:
+    first, second = case.answers
+    return CaseView(
+        id=case.id,
+        route=case.route,
+        messages=case.messages,
+        first=_answer_view(first),
+        second=_answer_view(second),
+        created_at=case.created_at,
+        state=state,
+    )
+
+
+def _answer_view(answer: Answer) -> AnswerView:
+    error = None if answer.ok else "no usable answer"
+    return AnswerView(text=answer.text, tool_calls=answer.tool_calls, error=error)

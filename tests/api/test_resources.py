@@ -1,0 +1,183 @@
+"""Routes, versions, keys, runs and health over HTTP."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from rollout.api.app import create_app
+from rollout.runs import RunEvent
+from rollout.stores import Stores, open_stores
+from tests.api.house import ADAPTED, ADMIN, AT, REPLICA, add_key, make_resident, settings
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_route_is_created_with_the_bare_base_and_updated(api: httpx2.AsyncClient) -> None:
+    created = await api.put("/routes/new", json={"engine": "main", "capture": 0.5})
+    assert created.status_code == 201
+    assert created.json()["rollout"]["stable"] == 1
+    updated = await api.put(
+        "/routes/new", json={"engine": "main", "policy": {"steps": [5, 25]}, "comparator": "json"}
+    )
+    assert updated.status_code == 200
+    assert updated.json()["route"]["policy"]["steps"] == [5, 25]
+    names = [row["route"]["name"] for row in (await api.get("/routes")).json()]
+    assert names == ["new", "triage"]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "param"),
+    [
+        ("UPPER", {"engine": "main"}, "name"),
+        ("a", {"engine": "nowhere"}, "engine"),
+        ("a", {"engine": "main", "schema": "{"}, "schema"),
+        ("a", {"engine": "main", "policy": {"alpha": 2}}, "policy.alpha"),
+        ("a", {"engine": "main", "policy": {"steps": [50, 10]}}, "policy.steps"),
+        ("a", {"engine": "main", "capture": 2}, "capture"),
+        ("a", {"engine": "main", "typo": 2}, "typo"),
+    ],
+)
+async def test_a_broken_route_names_its_field(
+    api: httpx2.AsyncClient, name: str, body: dict[str, Any], param: str
+) -> None:
+    response = await api.put(f"/routes/{name}", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+
+
+async def test_versions_say_where_they_answer(api: httpx2.AsyncClient, stores: Stores) -> None:
+    assert (await api.get(f"/versions/{ADAPTED}")).json()["resident_on"] == []
+    await make_resident(stores)
+    version = (await api.get(f"/versions/{ADAPTED}")).json()
+    assert version["resident_on"] == [REPLICA]
+    assert version["served_name"].startswith("tiny-abab")
+    assert len((await api.get("/versions?route=triage")).json()) == 3
+    (engine,) = (await api.get("/engines")).json()
+    assert engine["replicas"][0]["ready"] is True
+    assert (await api.get("/versions/triage@77")).status_code == 404
+
+
+def write_adapter(folder: Path, rank: int = 8) -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"r": rank, "peft_type": "LORA"}))
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+async def test_registering_an_adapter_checks_it(api: httpx2.AsyncClient, tmp_path: Path) -> None:
+    good = write_adapter(tmp_path / "good")
+    body = {"route": "triage", "adapter_path": str(good), "note": "by hand"}
+    registered = await api.post("/versions", json=body)
+    assert registered.status_code == 201
+    assert registered.json()["name"] == "triage@4"
+    assert len(registered.json()["version"]["adapter"]) == 64
+    too_big = write_adapter(tmp_path / "big", rank=64)
+    response = await api.post("/versions", json={"route": "triage", "adapter_path": str(too_big)})
+    assert response.status_code == 422
+    assert "rank 64" in response.json()["error"]["message"]
+    empty = tmp_path / "empty"
+    response = await api.post("/versions", json={"route": "triage", "adapter_path": str(empty)})
+    assert response.status_code == 400
+    assert "adapter_config.json" in response.json()["error"]["message"]
+    assert len((await api.get("/versions?route=triage")).json()) == 4
+
+
+async def test_registering_a_prompt(api: httpx2.AsyncClient) -> None:
+    prompt = {"messages": [{"role": "system", "content": "Say one word."}]}
+    registered = await api.post("/versions", json={"route": "triage", "prompt": prompt})
+    assert registered.json()["version"]["prompt"]["mode"] == "prepend"
+    assert (await api.post("/versions", json={"route": "none"})).status_code == 404
+
+
+async def test_a_key_is_shown_once_works_and_is_revoked(api: httpx2.AsyncClient) -> None:
+    made = (await api.post("/keys", json={"name": "ann", "scopes": ["label"]})).json()
+    headers = {"authorization": f"Bearer {made['secret']}"}
+    assert made["secret"].startswith("sk-sluice-")
+    assert (await api.get("/routes", headers=headers)).status_code == 200
+    assert (await api.get("/keys", headers=headers)).status_code == 403
+    (listed,) = (await api.get("/keys")).json()
+    assert "secret" not in listed
+    assert "digest" not in listed
+    assert (await api.delete(f"/keys/{listed['id']}")).status_code == 204
+    assert (await api.get("/routes", headers=headers)).status_code == 401
+    assert (await api.delete(f"/keys/{listed['id']}")).status_code == 404
+    assert (await api.post("/keys", json={"name": "x", "scopes": ["root"]})).status_code == 400
+    assert (await api.post("/keys", json={"name": "x", "scopes": []})).status_code == 400
+
+
+async def test_runs_are_queued_followed_and_cancelled(
+    api: httpx2.AsyncClient, stores: Stores
+) -> None:
+    run = (await api.post("/runs", json={"route": "triage", "config": {"epochs": 1}})).json()
+    assert run["parent"] == "triage@1"
+    assert run["state"] == "queued"
+    await stores.runs.note(run["id"], RunEvent("training", "step 1", AT, done=1, total=2))
+    assert (await api.post(f"/runs/{run['id']}/cancel")).json()["state"] == "cancelled"
+    async with api.stream("GET", f"/runs/{run['id']}/events") as response:
+        text = "".join([part async for part in response.aiter_text()])
+    assert response.headers["content-type"].startswith("text/event-stream")
+    progress, end = text.strip().split("\n\n")
+    assert "event: progress" in progress
+    assert '"message":"step 1"' in progress
+    assert end.startswith("event: end")
+    assert (await api.post(f"/runs/{run['id']}/cancel")).status_code == 409
+    assert (await api.get("/runs/none/events")).status_code == 404
+    assert (await api.post("/runs", json={"route": "none"})).status_code == 404
+
+
+async def test_strangers_and_lost_paths_get_errors_in_openais_shape(
+    api: httpx2.AsyncClient,
+) -> None:
+    unknown = await api.get("/routes", headers={"authorization": "Bearer wrong"})
+    assert unknown.status_code == 401
+    assert unknown.json()["error"]["code"] == "invalid_api_key"
+    assert (await api.get("/routes", headers={"authorization": ""})).status_code == 401
+    assert (await api.get("/nothing")).json()["error"]["code"] == "not_found"
+    assert (await api.delete("/routes")).status_code == 405
+    broken = await api.post("/keys", content=b"{", headers={"content-type": "application/json"})
+    assert broken.status_code == 400
+    assert "error" in broken.json()
+
+
+async def test_health_readiness_and_metrics(stores: Stores) -> None:
+    registry = CollectorRegistry()
+    Counter("sluice_test", "a test", registry=registry).inc()
+    transport = httpx2.ASGITransport(create_app(stores, settings(), registry=registry))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://control") as client:
+        assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/readyz")).status_code == 200
+        assert "sluice_test_total 1.0" in (await client.get("/metrics")).text
+        docs = await client.get("/docs")
+        assert "/api/v1/cases/claim" in docs.text
+        assert "http://" not in docs.text
+        assert "https://" not in docs.text
+
+
+async def test_without_the_store_writes_answer_503_and_health_stays_green() -> None:
+    async with open_stores("redis://127.0.0.1:1/0") as gone:
+        transport = httpx2.ASGITransport(create_app(gone, settings(), bootstrap_key=ADMIN))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://control") as client:
+            headers = {"authorization": f"Bearer {ADMIN}"}
+            assert (await client.get("/healthz")).status_code == 200
+            assert (await client.get("/readyz")).status_code == 503
+            refused = await client.post(
+                "/api/v1/routes/triage/rollout/rollback", json={"reason": "now"}, headers=headers
+            )
+            assert refused.status_code == 503
+            assert refused.headers["retry-after"]
+            assert refused.json()["error"]["code"] == "store_unavailable"
+
+
+async def test_a_key_for_one_route_sees_one_route(api: httpx2.AsyncClient, stores: Stores) -> None:
+    await api.put("/routes/other", json={"engine": "main"})
+    mine = await add_key(stores, "mine", "train", routes=frozenset({"other"}))
+    rows = (await api.get("/routes", headers=mine)).json()
+    assert [row["route"]["name"] for row in rows] == ["other"]
+    assert (await api.get(f"/versions/{ADAPTED}", headers=mine)).status_code == 403
+    body = {"route": "triage"}
+    assert (await api.post("/runs", json=body, headers=mine)).status_code == 403
+    assert (await api.post("/versions", json=body, headers=mine)).status_code == 403
