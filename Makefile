@@ -34,7 +34,7 @@ up: install engine model ## install what is missing, start everything; Ctrl-C st
 	@exec $(BIN)/sluice up $(if $(CONFIG),--config $(CONFIG))
 
 demo: install engine model ## the whole loop on real sentences, about 20 minutes on two cores
-	@exec $(BIN)/sluice demo $(if $(CONFIG),--config $(CONFIG))
+	@exec $(BIN)/sluice demo $(ARGS)
 
 test: install engine ## run all tests (ARGS="-k name" picks some)
 	@$(BIN)/python -m pytest $(ARGS)
