@@ -31,11 +31,19 @@ class Thresholds:
     fail: float
     passing: float
 
+    def of(self, side: str) -> float:
+        """The one that the e-value of this side has to reach."""
+        return self.fail if side == "worse" else self.passing
+
 
 def judge(evidence: Evidence, report: Report | None, policy: Policy) -> tuple[Verdict, ...]:
     """What each gate says of the trial, in the order of `GATES`."""
-    thresholds = Thresholds(fail=len(GATES) / policy.alpha, passing=1.0 / policy.alpha)
-    return tuple(gate(evidence, report, policy, thresholds) for gate in GATES)
+    limits = thresholds(policy)
+    return tuple(gate(evidence, report, policy, limits) for gate in GATES)
+
+
+def thresholds(policy: Policy) -> Thresholds:
+    return Thresholds(fail=len(GATES) / policy.alpha, passing=1.0 / policy.alpha)
 
 
 def combine(verdicts: Sequence[Verdict]) -> Verdict:
@@ -65,7 +73,7 @@ def judge_pairs(
     evidence: Evidence,
     _report: Report | None,
     policy: Policy,
-    thresholds: Thresholds,
+    limits: Thresholds,
 ) -> Verdict:
     """Did the candidate win fewer of the decided pairs than stable, or at least enough of them?
 
@@ -84,37 +92,37 @@ def judge_pairs(
             gate="pairs",
             outcome=outcome,
             value=worse if side == "worse" else not_worse,
-            threshold=thresholds.fail if side == "worse" else thresholds.passing,
+            threshold=limits.of(side),
             units=decided,
             reason=reason,
             needed=needed,
             values={"worse": worse, "not_worse": not_worse},
         )
 
-    if worse >= thresholds.fail:
+    if worse >= limits.fail:
         return verdict(
             "fail",
             "worse",
             f"worse than stable: {_tally(pairs)}; the e-value for “worse” is {_number(worse)}, and "
-            f"{_number(thresholds.fail)} is enough",
+            f"{_number(limits.fail)} is enough",
         )
-    if not_worse >= thresholds.passing and decided >= policy.minimum_pairs:
+    if not_worse >= limits.passing and decided >= policy.minimum_pairs:
         return verdict(
             "pass",
             "not_worse",
             f"not worse than stable: {_tally(pairs)}; the e-value for “wins more than "
-            f"{lowest:.0%}” is {_number(not_worse)}, and {_number(thresholds.passing)} is enough",
+            f"{lowest:.0%}” is {_number(not_worse)}, and {_number(limits.passing)} is enough",
         )
-    nearer = "worse" if worse / thresholds.fail > not_worse / thresholds.passing else "not_worse"
+    nearer = "worse" if worse / limits.fail > not_worse / limits.passing else "not_worse"
     if decided == 0:
         return verdict("inconclusive", nearer, f"nothing to judge by yet: {_undecided(pairs)}")
-    needed = _needed(pairs, policy, thresholds)
+    needed = _needed(pairs, policy, limits)
     return verdict(
         "inconclusive",
         nearer,
         f"too early to tell: {_tally(pairs)}; the e-value for “worse” is {_number(worse)} of "
-        f"{_number(thresholds.fail)}, for “wins more than {lowest:.0%}” {_number(not_worse)} of "
-        f"{_number(thresholds.passing)}; {_forecast(needed, decided, policy)}",
+        f"{_number(limits.fail)}, for “wins more than {lowest:.0%}” {_number(not_worse)} of "
+        f"{_number(limits.passing)}; {_forecast(needed, decided, policy)}",
         needed,
     )
 
@@ -123,12 +131,12 @@ Gate = Callable[[Evidence, Report | None, Policy, Thresholds], Verdict]
 GATES: tuple[Gate, ...] = (judge_pairs,)
 
 
-def _needed(pairs: PairCounts, policy: Policy, thresholds: Thresholds) -> int | None:
+def _needed(pairs: PairCounts, policy: Policy, limits: Thresholds) -> int | None:
     """How many more decided pairs, ties included, a decision takes at the present rates."""
     discordant = pairs.wins + pairs.losses
     decided = discordant + pairs.ties
-    failing = pairs_needed_below(pairs.wins, pairs.losses, 0.5, thresholds.fail)
-    passing = pairs_needed_above(pairs.wins, pairs.losses, 0.5 - policy.margin, thresholds.passing)
+    failing = pairs_needed_below(pairs.wins, pairs.losses, 0.5, limits.fail)
+    passing = pairs_needed_above(pairs.wins, pairs.losses, 0.5 - policy.margin, limits.passing)
     forecasts = []
     if failing is not None:
         forecasts.append(_with_ties(failing, decided, discordant))

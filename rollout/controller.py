@@ -1,0 +1,453 @@
+"""The controller: serves the control API and, where it leads, judges, commits and keeps adapters
+resident.
+
+    python -m rollout.controller --config sluice.toml
+
+Any number of them may run. All answer the API; the one that holds the lease runs the loops. Losing
+it in the middle of a step does no harm: a commit is a compare-and-set, and loading an adapter twice
+is loading it once.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+
+import httpx2
+import uvicorn
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from rollout.api.app import create_app
+from rollout.catalog import Catalog
+from rollout.credentials import ApiKey, digest_secret
+from rollout.engines import Residency
+from rollout.errors import (
+    ConfigError,
+    ConflictError,
+    NotFoundError,
+    SluiceError,
+    StoreUnavailableError,
+)
+from rollout.evidence import Evidence, Report, Verdict
+from rollout.gates import combine, judge
+from rollout.metrics import CaseCounts, ControllerMetrics, Seen
+from rollout.planner import next_event
+from rollout.runs import ENDED, RunEvent
+from rollout.serving import Replica, Waits, required_versions, resident_everywhere
+from rollout.settings import ControllerSection, Settings, bootstrap_key, load_settings
+from rollout.state import CanarySet, Event, Promoted, Rollout
+from rollout.stores import Stores, open_stores
+from rollout.versions import Version
+
+log = logging.getLogger("rollout.controller")
+
+_LEASE = "controller"
+_LONGEST_BACKOFF_SECONDS = 10.0
+_OBSERVE_SECONDS = 5.0
+# Routes judged at the same time: enough to hide the store's latency, few enough to be kind to it.
+_JUDGED_AT_ONCE = 16
+# Open event streams of the API are cut off after this long, so that a stop is not a hang.
+_CLOSE_SECONDS = 5
+
+
+class Controller:
+    """The loops. `run` never returns; cancel it to stop, and it gives its lease back."""
+
+    def __init__(
+        self,
+        stores: Stores,
+        client: httpx2.AsyncClient,
+        settings: Settings,
+        metrics: ControllerMetrics,
+        *,
+        bootstrap: str | None = None,
+        waits: Waits | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stores = stores
+        self._settings = settings
+        self._section: ControllerSection = settings.controller
+        self._engines = {engine.name: engine for engine in settings.engine_list()}
+        self._metrics = metrics
+        self._bootstrap = bootstrap
+        self._now = now
+        self._monotonic = monotonic
+        self._holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._leads_until = float("-inf")
+        self._prepared = False
+        self._catalog = Catalog(revision=-1)
+        self._wanted: frozenset[str] = frozenset()
+        self._put: dict[str, tuple[Verdict, ...]] = {}
+        self._reports: dict[str, Report] = {}
+        self._progress: dict[str, tuple[str, RunEvent]] = {}
+        self._replicas = [
+            Replica(client, engine, url, waits, monotonic)
+            for engine in self._engines.values()
+            for url in engine.urls
+        ]
+
+    @property
+    def leading(self) -> bool:
+        """Whether the lease is held now, as far as one can know without asking."""
+        return self._monotonic() < self._leads_until
+
+    async def run(self) -> None:
+        tick = self._section.tick_seconds
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(
+                    self._forever("lease", self.hold_lease, self._section.lease_seconds / 3)
+                )
+                tasks.create_task(self._forever("judge", self.tick, tick))
+                tasks.create_task(self._forever("observe", self.observe, _OBSERVE_SECONDS))
+                # Each replica by itself: one that takes a minute to load holds up nobody else.
+                for replica in self._replicas:
+                    tasks.create_task(self._forever("residency", _keeping(self, replica), tick))
+        finally:
+            await self._give_lease_back()
+
+    async def hold_lease(self) -> None:
+        """Take the lease, or keep it. One that could not be renewed in time runs out by itself."""
+        asked = self._monotonic()
+        seconds = self._section.lease_seconds
+        led = self.leading
+        held = await self._stores.leases.renew(_LEASE, self._holder, seconds)
+        if not held:
+            held = await self._stores.leases.acquire(_LEASE, self._holder, seconds) is not None
+        self._leads_until = asked + seconds if held else float("-inf")
+        self._metrics.show_leading(leading=held)
+        if held != led:
+            log.info("this controller %s", "leads now" if held else "does not lead any more")
+
+    async def tick(self) -> None:
+        """Read, and where this controller leads, judge every trial and commit what follows."""
+        self._metrics.show_leading(leading=self.leading)
+        if not self._prepared:
+            await self.prepare()
+            self._prepared = True
+        await self._read_catalog()
+        if not self.leading:
+            self._put.clear()
+            return
+        await self._forget_removed_replicas()
+        on_trial = [rollout for rollout in self._catalog.rollouts.values() if rollout.trial]
+        trials = {rollout.trial.id for rollout in on_trial if rollout.trial}
+        self._put = {trial: put for trial, put in self._put.items() if trial in trials}
+        await _all(self.step, on_trial)
+
+    async def prepare(self) -> None:
+        """Store the bootstrap key and create the routes of the configuration that are missing."""
+        if self._bootstrap is not None:
+            await self._store_bootstrap_key(self._bootstrap)
+        existing = (await self._stores.catalog.load()).routes
+        for route in self._settings.route_list():
+            if route.name in existing:
+                continue
+            created = await self._stores.rollouts.put_route(
+                route,
+                by="sluice",
+                at=self._now(),
+                reason="created from the configuration",
+                base=self._engines[route.engine].base,
+            )
+            if created:
+                log.info("created route %s on engine %s", route.name, route.engine)
+
+    async def step(self, rollout: Rollout) -> None:
+        """Judge one trial and commit what the evidence calls for, if anything."""
+        route, trial = self._catalog.routes.get(rollout.route), rollout.trial
+        version = self._candidate(rollout)
+        if route is None or trial is None or version is None:
+            return
+        evidence = await self._stores.evidence.read(rollout.route, trial.id)
+        verdicts = judge(evidence, await self._report_on(version), route.policy)
+        if self._put.get(trial.id) != verdicts:
+            await self._stores.evidence.put_verdicts(rollout.route, trial.id, verdicts)
+            self._put[trial.id] = verdicts
+        event = next_event(rollout, combine(verdicts), route.policy, self._now())
+        if event is None:
+            return
+        if _widens(event) and not resident_everywhere(version, self._catalog.residency.values()):
+            log.info("%s: the %s waits until %s is resident", route.name, event.kind, version.name)
+            return
+        await self._commit(rollout, event)
+
+    async def observe(self) -> None:
+        """Gather what `/metrics` shows."""
+        catalog = await self._stores.catalog.load()
+        verdicts: dict[str, Sequence[Verdict]] = {}
+        evidence: dict[str, Evidence] = {}
+        for rollout in catalog.rollouts.values():
+            if rollout.trial is not None:
+                key = rollout.route, rollout.trial.id
+                verdicts[rollout.route] = await self._stores.evidence.verdicts(*key)
+                evidence[rollout.route] = await self._stores.evidence.read(*key)
+        runs = await self._stores.runs.list()
+        under_way = [run.id for run in runs if run.state not in ENDED and run.state != "queued"]
+        self._metrics.show(
+            Seen(
+                at=self._now(),
+                catalog=catalog,
+                verdicts=verdicts,
+                evidence=evidence,
+                cases=await self._cases(),
+                runs=runs,
+                progress=await self._read_progress(under_way),
+            )
+        )
+
+    async def keep(self, replica: Replica) -> None:
+        """Bring one replica to hold what its engine's routes need; only the leader does."""
+        if not self.leading or not self._prepared:
+            return
+        unfinished = True
+        while unfinished and self.leading:
+            required = required_versions(self._catalog, self._wanted)
+            done = await replica.reconcile(required.get(replica.engine.name, ()))
+            await self._stores.catalog.put_residency([done.residency])
+            unfinished = done.unfinished
+
+    async def _read_catalog(self) -> None:
+        if await self._stores.catalog.revision() != self._catalog.revision:
+            self._catalog = await self._stores.catalog.load()
+        self._wanted = await self._stores.catalog.wanted()
+
+    async def _forget_removed_replicas(self) -> None:
+        """A replica that left the configuration must not be waited for."""
+        known = {replica.url for replica in self._replicas}
+        gone = [
+            Residency(residency.engine, residency.url, ready=False)
+            for residency in self._catalog.residency.values()
+            if residency.url not in known and residency.ready
+        ]
+        await self._stores.catalog.put_residency(gone)
+
+    async def _store_bootstrap_key(self, secret: str) -> None:
+        digest = digest_secret(secret)
+        for key in await self._stores.credentials.list():
+            if key.id == "bootstrap" and key.digest == digest:
+                return
+        key = ApiKey(
+            id="bootstrap",
+            name="bootstrap",
+            digest=digest,
+            scopes=frozenset({"admin"}),
+            created_at=self._now(),
+        )
+        await self._stores.credentials.add(key, by="sluice")
+
+    def _candidate(self, rollout: Rollout) -> Version | None:
+        if rollout.trial is None:
+            return None
+        return self._catalog.versions.get(f"{rollout.route}@{rollout.trial.candidate}")
+
+    async def _report_on(self, version: Version) -> Report | None:
+        """The evaluation of the version; it never changes, so it is read once."""
+        if version.report is None:
+            return None
+        if version.report not in self._reports:
+            try:
+                report = await self._stores.reports.get(version.report)
+            except NotFoundError:
+                # A lost report must not keep a bad candidate from being rolled back.
+                return None
+            self._reports[version.report] = report
+        return self._reports[version.report]
+
+    async def _commit(self, rollout: Rollout, event: Event) -> None:
+        try:
+            await self._stores.rollouts.commit(rollout, event)
+        except ConflictError as exc:
+            # A person was faster. The next tick reads what they did and decides again.
+            log.info("%s: the %s is obsolete: %s", rollout.route, event.kind, exc.message)
+            return
+        self._metrics.decisions.labels(rollout.route, event.kind).inc()
+        log.info("%s: %s: %s", rollout.route, event.kind, event.reason)
+
+    async def _cases(self) -> Mapping[str, CaseCounts]:
+        return {
+            row.route: CaseCounts(
+                {"open": row.open, "leased": row.leased, "labelled": row.labelled},
+                row.dropped,
+                row.oldest_at,
+            )
+            for row in await self._stores.cases.stats()
+        }
+
+    async def _read_progress(self, runs: Sequence[str]) -> Mapping[str, RunEvent]:
+        """The last line of each run, with all values that earlier lines of its stage gave."""
+        self._progress = {run: seen for run, seen in self._progress.items() if run in runs}
+        for run in runs:
+            after = self._progress[run][0] if run in self._progress else "0"
+            for entry, event in await self._stores.runs.events(run, after):
+                before = self._progress.get(run)
+                known = before[1].values if before and before[1].stage == event.stage else {}
+                self._progress[run] = entry, replace(event, values={**known, **event.values})
+        return {run: event for run, (_, event) in self._progress.items()}
+
+    async def _forever(
+        self, loop: str, step: Callable[[], Awaitable[None]], seconds: float
+    ) -> NoReturn:
+        """Take the step again and again; one that fails is logged, counted and tried later."""
+        failures = 0
+        while True:
+            try:
+                await step()
+            except StoreUnavailableError as exc:
+                if failures == 0:
+                    log.warning("%s loop: %s; trying again", loop, exc.message)
+                failures += 1
+                self._metrics.show_store(up=False)
+            except Exception:
+                log.exception("a step of the %s loop failed", loop)
+                failures += 1
+                self._metrics.loop_errors.labels(loop).inc()
+            else:
+                failures = 0
+                self._metrics.show_store(up=True)
+            backoff = seconds * 2.0 ** min(failures, 10)
+            await asyncio.sleep(min(backoff, max(seconds, _LONGEST_BACKOFF_SECONDS)))
+
+    async def _give_lease_back(self) -> None:
+        self._leads_until = float("-inf")
+        with contextlib.suppress(StoreUnavailableError, TimeoutError):
+            async with asyncio.timeout(2.0):
+                await self._stores.leases.release(_LEASE, self._holder)
+
+
+async def serve(settings: Settings, bootstrap: str | None) -> None:
+    """Run the role until SIGTERM or SIGINT."""
+    _check_engines(settings)
+    listener = _listen(settings.controller.host, settings.controller.port)
+    registry = CollectorRegistry()
+    metrics = ControllerMetrics(registry)
+    async with (
+        open_stores(settings.store_url) as stores,
+        httpx2.AsyncClient(trust_env=False) as client,
+        asyncio.TaskGroup() as tasks,
+    ):
+        app = create_app(stores, settings, bootstrap_key=bootstrap, registry=registry)
+        server = _Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=_CLOSE_SECONDS,
+            )
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, server.stop)
+        controller = Controller(stores, client, settings, metrics, bootstrap=bootstrap)
+        loops = tasks.create_task(controller.run())
+        host, port = listener.getsockname()[:2]
+        log.info("control API and console on http://%s:%d", host, port)
+        await server.serve(sockets=[listener])
+        loops.cancel()
+    log.info("stopped")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="sluice controller", description="the control plane")
+    parser.add_argument("--config", type=Path, help="sluice.toml; else SLUICE_CONFIG")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s controller: %(message)s"
+    )
+    # Each request to an engine would be a line.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    try:
+        settings = load_settings(options.config)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings, bootstrap_key()))
+    except SluiceError as exc:
+        sys.stderr.write(f"sluice controller: {exc.message}\n")
+        return 1
+    return 0
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to us: uvicorn would raise them again before the lease is given back."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    def stop(self) -> None:
+        """The second time, without waiting for open requests."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def _keeping(controller: Controller, replica: Replica) -> Callable[[], Awaitable[None]]:
+    async def keep() -> None:
+        await controller.keep(replica)
+
+    return keep
+
+
+async def _all(step: Callable[[Rollout], Awaitable[None]], rollouts: Sequence[Rollout]) -> None:
+    """Take the step for each of them, a few at a time; one that fails keeps no other from its turn.
+
+    Raises what failed once all have had theirs.
+    """
+    turns = asyncio.Semaphore(_JUDGED_AT_ONCE)
+
+    async def turn(rollout: Rollout) -> None:
+        async with turns:
+            await step(rollout)
+
+    outcomes = await asyncio.gather(*map(turn, rollouts), return_exceptions=True)
+    failed = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    if failed and all(isinstance(exc, StoreUnavailableError) for exc in failed):
+        raise failed[0]
+    if failed:
+        raise ExceptionGroup("several rollouts could not be judged", failed)
+
+
+def _widens(event: Event) -> bool:
+    """Whether it sends the candidate more traffic, so that engines must be ready for it first."""
+    return isinstance(event, CanarySet | Promoted)
+
+
+def _check_engines(settings: Settings) -> None:
+    engines = {engine.name for engine in settings.engine_list()}
+    for route in settings.route_list():
+        if route.engine not in engines:
+            raise ConfigError(
+                f"route {route.name!r} is on engine {route.engine!r}, and no engine is configured "
+                "under that name: add it under [[engines]], or start everything with `sluice up`",
+                param="routes.engine",
+            )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind before anything else is started, so that a port in use leaves nothing half-done."""
+    try:
+        return socket.create_server((host, port), backlog=256)
+    except OSError as exc:
+        hint = (
+            "another program has it: stop that one, or set another `port` under [controller]"
+            if exc.errno == errno.EADDRINUSE
+            else "set another `host` or `port` under [controller]"
+        )
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({exc.strerror or exc}); {hint}", param="controller"
+        ) from exc
+
+
+if __name__ == "__main__":
+    sys.exit(main())
