@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 from urllib.parse import parse_qs, urlsplit
@@ -183,7 +184,7 @@ class Connection(asyncio.Protocol):
         # uvloop's transports are asyncio's in all but their type.
         self._transport = cast("asyncio.Transport", transport)
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, _error: Exception | None) -> None:
         self._transport = None
 
     def data_received(self, data: bytes) -> None:
@@ -246,14 +247,12 @@ def main() -> None:
     parser.add_argument("--delay-ms", type=float, default=0.0, help="between the chunks")
     arguments = parser.parse_args()
     stream = Stream.of(max(2, arguments.chunks), arguments.delay_ms / 1000)
-    try:
-        uvloop.run(
-            serve(
-                arguments.port, stream, lambda port: print(f"http://127.0.0.1:{port}", flush=True)
-            )
-        )
-    except KeyboardInterrupt:
-        pass
+    with suppress(KeyboardInterrupt):
+        uvloop.run(serve(arguments.port, stream, _tell))
+
+
+def _tell(port: int) -> None:
+    print(f"http://127.0.0.1:{port}", flush=True)
 
 
 if __name__ == "__main__":
