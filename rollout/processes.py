@@ -68,10 +68,9 @@ class Supervisor:
         A process counts as ours only if it also started when ours did, for ids are reused.
         """
         with suppress(OSError, ValueError):
-            for pid, started in json.loads(self._register.read_text()):
+            for pid, started in json.loads(self._register.read_text()).values():
                 if _started_at(pid) == started is not None:
-                    with suppress(ProcessLookupError, PermissionError):
-                        os.killpg(pid, signal.SIGKILL)
+                    _kill_group(pid)
         self._register.unlink(missing_ok=True)
 
     async def start(self, service: Service) -> None:
@@ -157,11 +156,11 @@ class Supervisor:
         return running.process
 
     def _note(self) -> None:
-        processes = [
-            (running.process.pid, _started_at(running.process.pid))
-            for running in self._running.values()
+        processes = {
+            name: (running.process.pid, _started_at(running.process.pid))
+            for name, running in self._running.items()
             if running.process is not None
-        ]
+        }
         self._register.write_text(json.dumps(processes))
 
     def _open_log(self, name: str) -> BinaryIO:

