@@ -1,6 +1,7 @@
 """The load: what is asked for, and wrk, which asks for it."""
 
 import json
+import math
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ class Workload:
     connections: int
     chunks: int = 32
     delay_ms: int = 0
+
+    @property
+    def least_seconds(self) -> int:
+        """Long enough that the streams cut off at the end hardly count."""
+        return math.ceil(8 * self.chunks * self.delay_ms / 1000)
 
     @property
     def body(self) -> str:
@@ -79,7 +85,8 @@ def find_wrk() -> str:
 
 
 def drive(url: str, workload: Workload, seconds: int, core: int) -> LoadResult:
-    """Load `url` for `seconds`; raises StartError where wrk cannot."""
+    """Load `url` for `seconds`, or as long as the workload needs; raises StartError if wrk cannot."""
+    seconds = max(seconds, workload.least_seconds)
     command = [
         *("taskset", "-c", str(core), find_wrk(), "-t1", f"-c{workload.connections}"),
         *(f"-d{seconds}s", "--timeout", "10s", "-s", str(SCRIPT)),
