@@ -77,6 +77,9 @@ class ShadowWorker:
             except StoreUnavailableError as exc:
                 log.warning("%s; trying again", exc)
                 await asyncio.sleep(_TAKE_SECONDS)
+            except Exception:
+                log.exception("no exchange could be taken; trying again")
+                await asyncio.sleep(_TAKE_SECONDS)
 
     async def _take(self) -> list[tuple[Taken, "_Slot"]]:
         """New exchanges, or those of a dead shadow, each with a slot; at most as many as are free."""
@@ -102,9 +105,11 @@ class ShadowWorker:
         if now < self._look_for_left_at:
             return []
         idle = self._settings.take_over_seconds
+        self._look_for_left_at = now + idle * _TAKE_OVER_SHARE
         taken = await self._captures.take_over(self._consumer, idle, count)
-        # There may be more where these came from.
-        self._look_for_left_at = now if taken else now + idle * _TAKE_OVER_SHARE
+        if taken:
+            # There may be more where these came from.
+            self._look_for_left_at = now
         self._metrics.taken_over.inc(len(taken))
         return taken
 

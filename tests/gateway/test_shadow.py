@@ -1,0 +1,440 @@
+"""The shadow at work: a real store, an engine on loopback, and what it leaves in both."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.shadow.fleet import Fleet, pool_limits
+from gateway.shadow.metrics import ShadowMetrics
+from gateway.shadow.settings import ShadowSettings
+from gateway.shadow.worker import ShadowWorker
+from gateway.upstream import UpstreamPool
+from rollout.engines import Engine, Residency
+from rollout.errors import ConfigError
+from rollout.evidence import PairCounts
+from rollout.exchanges import Answer, Exchange
+from rollout.policy import Policy
+from rollout.routes import Route
+from rollout.settings import check_section
+from rollout.state import CanarySet, Proposed, RolledBack, Trial
+from rollout.stores import Stores, open_stores
+from rollout.versions import Prompt, Version
+from tests.stub_engine import Reply, StubEngine
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CHAT = "/v1/chat/completions"
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Bed:
+    """A route whose stable version is the bare base, with an adapter on trial."""
+
+    url: str
+    stores: Stores
+    engine: StubEngine
+    candidate: Version
+    trial: Trial
+
+    def exchange(self, request_id: str, **changes: Any) -> Exchange:
+        """What a gateway captures: stable said "good"; each request has a prompt of its own."""
+        messages = [{"role": "user", "content": f"Good or bad? {request_id}"}]
+        captured = Exchange(
+            request_id=request_id,
+            route="triage",
+            trial=self.trial.id,
+            arm="stable",
+            unit="u",
+            path=CHAT,
+            request=json.dumps({"model": "triage", "messages": messages, "stream": True}),
+            answer=Answer(1, 200, "good"),
+            captured_at=NOW,
+        )
+        return replace(captured, **changes)
+
+    async def capture(self, *exchanges: Exchange) -> None:
+        await self.stores.captures.append(exchanges)
+
+    async def pairs(self) -> PairCounts:
+        return (await self.stores.evidence.read("triage", self.trial.id)).pairs
+
+    async def set_resident(self, *versions: Version) -> None:
+        served = frozenset({"base", *(version.served_name for version in versions)})
+        await self.stores.catalog.put_residency([Residency("main", self.engine.url, True, served)])
+
+    async def settled(self) -> None:
+        """Wait until there is nothing left to do."""
+
+        async def done() -> bool:
+            return await self.stores.captures.waiting() == 0
+
+        await until(done, "every exchange to be settled")
+
+    async def update_route(self, **policy: Any) -> None:
+        route = Route("triage", "main", policy=Policy(**policy))
+        await self.stores.rollouts.put_route(route, by="test", at=NOW, base="base")
+
+
+async def until(holds: Callable[[], Awaitable[bool]], what: str, limit: float = 30.0) -> None:
+    try:
+        async with asyncio.timeout(limit):
+            while not await holds():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"waited {limit} s for {what}") from None
+
+
+async def propose(stores: Stores, draft: Version) -> tuple[Version, Trial]:
+    version = await stores.rollouts.register(draft)
+    before = await stores.rollouts.get("triage")
+    commit = await stores.rollouts.commit(before, Proposed(version.number, NOW, "test"))
+    assert commit.rollout.trial is not None
+    return version, commit.rollout.trial
+
+
+@pytest.fixture
+async def bed(redis_url: str) -> AsyncIterator[Bed]:
+    draft = Version(
+        "triage", 0, "main", "base", NOW, adapter="ab" * 32, adapter_path="/adapters/ab"
+    )
+    async with (
+        open_stores(redis_url) as stores,
+        StubEngine(adapters={draft.served_name: "/adapters/ab"}, text=answer) as engine,
+    ):
+        await stores.rollouts.put_route(Route("triage", "main"), by="test", at=NOW, base="base")
+        candidate, trial = await propose(stores, draft)
+        made = Bed(redis_url, stores, engine, candidate, trial)
+        await made.set_resident(candidate)
+        yield made
+
+
+def answer(request: dict[str, Any]) -> str:
+    """The base says "good", the adapter "bad"; both know when they should agree."""
+    if "agree" in request["messages"][-1]["content"]:
+        return "good"
+    return "good" if request["model"] == "base" else "bad"
+
+
+@asynccontextmanager
+async def shadow(bed: Bed, consumer: str = "one", **table: Any) -> AsyncIterator[ShadowMetrics]:
+    """A shadow in this process, stopped as by SIGTERM; then its metrics stand still."""
+    settings = ShadowSettings.model_validate({"poll_seconds": 0.05} | table)
+    engine = Engine("main", (bed.engine.url,), "base")
+    metrics = ShadowMetrics()
+    stop = asyncio.Event()
+    async with UpstreamPool(pool_limits(settings)) as pool:
+        fleet = Fleet(bed.stores.catalog, [engine], pool, settings)
+        worker = ShadowWorker(bed.stores.captures, fleet, metrics, settings, consumer)
+        running = asyncio.create_task(worker.run(stop))
+        try:
+            yield metrics
+        finally:
+            stop.set()
+            await running
+
+
+def count(metrics: ShadowMetrics, name: str, **labels: str) -> float:
+    value = metrics.registry.get_sample_value(f"sluice_shadow_{name}", labels)
+    assert value is not None, f"no such series: {name} {labels}"
+    return value
+
+
+async def test_a_disagreement_is_counted_and_becomes_a_case(bed: Bed) -> None:
+    async with shadow(bed):
+        await bed.capture(bed.exchange("r1"))
+        await bed.settled()
+    assert await bed.pairs() == PairCounts(disagree=1)
+    ((case, state),) = await bed.stores.cases.list("triage")
+    assert state == "open"
+    assert (case.stable.text, case.candidate.text) == ("good", "bad")
+    assert (case.stable.version, case.candidate.version) == (1, bed.candidate.number)
+    assert case.messages[-1]["content"] == "Good or bad? r1"
+
+
+async def test_the_engine_is_asked_once_as_the_client_asked_but_whole(bed: Bed) -> None:
+    async with shadow(bed):
+        await bed.capture(bed.exchange("r1"))
+        await bed.settled()
+    (received,) = bed.engine.inference_requests
+    assert received.path == CHAT
+    assert received.json() == {
+        "model": bed.candidate.served_name,
+        "messages": [{"role": "user", "content": "Good or bad? r1"}],
+    }
+
+
+async def test_an_agreement_is_counted_and_sampled_apart(bed: Bed) -> None:
+    await bed.update_route(agreement_sample=0.0)
+    async with shadow(bed):
+        await bed.capture(bed.exchange("agree"))
+        await bed.settled()
+    assert await bed.pairs() == PairCounts(agree=1)
+    assert await bed.stores.cases.list("triage") == []
+
+
+async def test_in_a_canary_stable_is_asked_for_what_the_candidate_answered(bed: Bed) -> None:
+    rollout = await bed.stores.rollouts.get("triage")
+    await bed.stores.rollouts.commit(rollout, CanarySet(10, NOW, "test"))
+    answered = Answer(bed.candidate.number, 200, "bad")
+    async with shadow(bed):
+        await bed.capture(bed.exchange("r1", arm="candidate", answer=answered))
+        await bed.settled()
+    (received,) = bed.engine.inference_requests
+    assert received.json()["model"] == "base"
+    ((case, _),) = await bed.stores.cases.list("triage")
+    assert (case.stable.text, case.candidate.text) == ("good", "bad")
+
+
+async def test_a_version_with_a_prompt_is_asked_with_it_and_the_case_shows_none(bed: Bed) -> None:
+    rollout = await bed.stores.rollouts.get("triage")
+    await bed.stores.rollouts.commit(rollout, RolledBack(NOW, "test"))
+    prompt = Prompt(({"role": "system", "content": "Be brief."},))
+    draft = Version("triage", 0, "main", "base", NOW, prompt=prompt)
+    _, trial = await propose(bed.stores, draft)
+    bed.engine.text = "bad"
+    async with shadow(bed):
+        await bed.capture(bed.exchange("r1", trial=trial.id))
+        await bed.settled()
+    (received,) = bed.engine.inference_requests
+    assert received.json()["messages"][0] == prompt.messages[0]
+    ((case, _),) = await bed.stores.cases.list("triage")
+    assert [message["role"] for message in case.messages] == ["user"]
+
+
+async def test_the_versions_own_failure_decides_the_pair(bed: Bed) -> None:
+    bed.engine.script(Reply(status=500))
+    async with shadow(bed):
+        await bed.capture(bed.exchange("r1"))
+        await bed.settled()
+    assert await bed.pairs() == PairCounts(failed=1, losses=1)
+    assert await bed.stores.cases.list("triage") == []
+
+
+@pytest.mark.parametrize("status", [503, 404])
+async def test_an_engines_failure_says_nothing_about_a_version(bed: Bed, status: int) -> None:
+    bed.engine.script(Reply(status=status))
+    async with shadow(bed) as metrics:
+        await bed.capture(bed.exchange("r1"))
+        await bed.settled()
+    assert count(metrics, "asks_failed_total") == 1
+    assert await bed.pairs() == PairCounts(disagree=1)
+
+
+async def test_an_engine_that_is_away_is_waited_for(bed: Bed) -> None:
+    await bed.engine.stop()
+    async with shadow(bed) as metrics:
+        await bed.capture(bed.exchange("r1"))
+
+        async def refused() -> bool:
+            return count(metrics, "asks_failed_total") > 0
+
+        await until(refused, "a refused connection")
+        await bed.engine.start()
+        await bed.settled()
+    assert await bed.pairs() == PairCounts(disagree=1)
+
+
+@pytest.mark.parametrize(
+    ("reason", "changes"),
+    [
+        ("no_trial", {"trial": None}),
+        ("stale", {"trial": "triage@2.99"}),
+        ("stale", {"route": "unknown"}),
+        ("client_error", {"answer": Answer(1, 400, error="too long")}),
+        ("engine_error", {"answer": Answer(1, 502, error="engine died")}),
+        ("endpoint", {"path": "/v1/embeddings"}),
+        ("pinned", {"answer": Answer(77, 200, "good")}),
+        ("unaskable", {"request": "{"}),
+    ],
+)
+async def test_what_makes_no_pair_is_dropped_with_its_reason(
+    bed: Bed, reason: str, changes: dict[str, Any]
+) -> None:
+    async with shadow(bed) as metrics:
+        await bed.capture(bed.exchange("r1", **changes))
+        await bed.settled()
+    assert count(metrics, "dropped_total", reason=reason) == 1
+    assert bed.engine.inference_requests == []
+    assert await bed.pairs() == PairCounts()
+
+
+@pytest.mark.parametrize("messages", ["[" * 100_000 + "]" * 100_000, '[{"content": ["odd"]}]'])
+async def test_an_odd_exchange_does_not_stop_the_shadow(bed: Bed, messages: str) -> None:
+    odd = bed.exchange("r0", request=f'{{"model": "triage", "messages": {messages}}}')
+    await bed.capture(odd, bed.exchange("r1"))
+    async with shadow(bed):
+        await bed.settled()
+    assert "r1" in [case.request_id for case, _ in await bed.stores.cases.list("triage")]
+
+
+async def test_a_version_that_is_nowhere_yet_holds_nobody_up(bed: Bed) -> None:
+    await bed.set_resident()
+    answered = Answer(bed.candidate.number, 200, "bad")
+    async with shadow(bed, concurrency=1) as metrics:
+        await bed.capture(bed.exchange("r1"))
+
+        async def parked() -> bool:
+            return count(metrics, "parked") == 1
+
+        await until(parked, "the exchange to be parked")
+        await bed.capture(bed.exchange("r2", arm="candidate", answer=answered))
+        await bed.engine.wait_for_answered(1, limit=30)
+        await bed.set_resident(bed.candidate)
+        await bed.settled()
+    assert [r.json()["model"] for r in bed.engine.inference_requests] == [
+        "base",
+        bed.candidate.served_name,
+    ]
+    assert await bed.pairs() == PairCounts(disagree=2)
+
+
+async def test_a_version_that_stays_nowhere_is_given_up(bed: Bed) -> None:
+    await bed.set_resident()
+    async with shadow(bed, deadline_seconds=0.2) as metrics:
+        await bed.capture(bed.exchange("r1"))
+        await bed.settled()
+    assert count(metrics, "dropped_total", reason="not_resident") == 1
+
+
+async def test_a_version_that_does_not_finish_is_given_up_and_cancelled(bed: Bed) -> None:
+    bed.engine.script(Reply(hold_headers=asyncio.Event()))
+    async with shadow(bed, deadline_seconds=0.2) as metrics:
+        await bed.capture(bed.exchange("r1"))
+        await bed.engine.wait_for_cancelled(1)
+        await bed.settled()
+    assert count(metrics, "dropped_total", reason="deadline") == 1
+    assert await bed.pairs() == PairCounts()
+
+
+async def test_live_traffic_goes_first(bed: Bed) -> None:
+    bed.engine.waiting = 10
+    async with shadow(bed) as metrics:
+
+        async def paused() -> bool:
+            return count(metrics, "pauses_total") == 1
+
+        # The first exchange is taken before anything is known of the queues.
+        await until(paused, "a pause")
+        await bed.capture(bed.exchange("r1"))
+        await bed.engine.wait_until(
+            lambda: sum(r.path == "/metrics" for r in bed.engine.requests) > 5, "more looks"
+        )
+        assert bed.engine.inference_requests == []
+        bed.engine.waiting = 0
+        await bed.settled()
+    assert await bed.pairs() == PairCounts(disagree=1)
+
+
+async def test_a_shadow_that_stops_finishes_what_it_has_asked(bed: Bed) -> None:
+    hold = asyncio.Event()
+    bed.engine.script(Reply(hold_headers=hold))
+    async with shadow(bed):
+        await bed.capture(bed.exchange("r1"))
+        await bed.engine.wait_for_requests(1)
+        asyncio.get_running_loop().call_later(0.1, hold.set)
+    assert await bed.pairs() == PairCounts(disagree=1)
+    assert await bed.stores.captures.waiting() == 0
+
+
+async def test_a_shadow_that_stops_leaves_the_rest_to_others(bed: Bed) -> None:
+    await bed.set_resident()
+    async with shadow(bed) as metrics:
+        await bed.capture(bed.exchange("r1"))
+
+        async def parked() -> bool:
+            return count(metrics, "parked") == 1
+
+        await until(parked, "the exchange to be parked")
+    assert await bed.stores.captures.waiting() == 1
+    await bed.set_resident(bed.candidate)
+    async with shadow(bed, "two", deadline_seconds=1.9, take_over_seconds=2.0) as metrics:
+        await bed.settled()
+    assert count(metrics, "taken_over_total") == 1
+    assert await bed.pairs() == PairCounts(disagree=1)
+
+
+async def test_a_killed_shadow_loses_nothing_and_nothing_is_counted_twice(
+    bed: Bed, tmp_path: Path
+) -> None:
+    hold = asyncio.Event()
+    # Some get through before the others hang.
+    await bed.capture(*(bed.exchange(f"r{number}") for number in range(12)))
+    bed.engine.script(Reply(), times=3)
+    bed.engine.script(Reply(hold_headers=hold), times=None)
+    process = await start_process(bed, tmp_path)
+    try:
+        await bed.engine.wait_for_requests(7, limit=60)
+
+        async def some_counted() -> bool:
+            return (await bed.pairs()).total == 3
+
+        await until(some_counted, "the first pairs")
+    finally:
+        process.kill()
+        await process.wait()
+    bed.engine.unscript()
+    async with (
+        shadow(bed, "two", deadline_seconds=2.9, take_over_seconds=3.0) as two,
+        shadow(bed, "three", deadline_seconds=2.9, take_over_seconds=3.0) as three,
+    ):
+        await bed.settled()
+    assert count(two, "taken_over_total") + count(three, "taken_over_total") == 4
+    assert await bed.pairs() == PairCounts(disagree=12)
+    assert len(await bed.stores.cases.list("triage")) == 12
+
+
+async def test_the_role_stops_on_sigterm(bed: Bed, tmp_path: Path) -> None:
+    await bed.capture(bed.exchange("r1"))
+    process = await start_process(bed, tmp_path)
+    try:
+        await bed.settled()
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+    assert await bed.pairs() == PairCounts(disagree=1)
+
+
+async def start_process(bed: Bed, folder: Path) -> asyncio.subprocess.Process:
+    config = folder / "sluice.toml"
+    config.write_text(
+        f"""
+        [store]
+        url = "{bed.url}"
+        [[engines]]
+        name = "main"
+        urls = ["{bed.engine.url}/v1"]
+        base = "base"
+        """
+    )
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")}
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway.shadow", "--config", str(config)), cwd=ROOT, env=environ
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ({"concurency": 3}, "nothing reads this key"),
+        ({"concurrency": 0}, "greater than or equal to 1"),
+        ({"deadline_seconds": 200}, "take_over_seconds must be longer"),
+    ],
+)
+def test_a_wrong_setting_is_named(table: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_section(ShadowSettings, table, "shadow")
+    assert problem in caught.value.message
