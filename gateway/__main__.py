@@ -1,0 +1,61 @@
+"""`python -m gateway --config FILE`: serve the data plane."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gateway import workers
+from gateway.settings import GatewaySettings
+from rollout.errors import SluiceError
+from rollout.settings import check_section, load_settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until a signal comes; the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s gateway %(levelname)s %(message)s")
+    try:
+        return _serve(options)
+    except SluiceError as error:
+        sys.stderr.write(f"gateway: {error.message}\n")
+        return 1
+
+
+def _serve(options: argparse.Namespace) -> int:
+    settings = load_settings(options.config)
+    own = check_section(GatewaySettings, settings.gateway, "gateway")
+    # Asked for here, so that what is missing is said once and not by each worker.
+    _ = settings.store_url
+    count = own.workers if options.workers is None else options.workers
+    port = own.port if options.port is None else options.port
+    with workers.listen(own.host, port, own.backlog) as sock:
+        host, bound = sock.getsockname()[:2]
+        logging.getLogger("gateway").info("listening on http://%s:%d", host, bound)
+        if count == 1:
+            return workers.serve(settings, own, sock)
+        return workers.supervise(
+            count,
+            settings.data_path / f"gateway-metrics-{bound}",
+            lambda: workers.serve(settings, own, sock),
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m gateway", description=__doc__)
+    parser.add_argument("--config", type=Path, help="sluice.toml; SLUICE_CONFIG names it too")
+    parser.add_argument("--workers", type=_positive, help="processes that share the port")
+    parser.add_argument("--port", type=int, help="0 takes any that is free")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("give a number from 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""The gateway as an ASGI application: the only place where its parts are put together."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+from uuid import uuid4
+
+import msgspec
+
+from gateway import health
+from gateway.auth import Authenticator
+from gateway.capture import Captures
+from gateway.errors import (
+    EndpointNotFoundError,
+    MethodNotAllowedError,
+    NotImplementedYetError,
+    NotReadyError,
+)
+from gateway.evidence import Evidence
+from gateway.health import Fleet
+from gateway.limits import Admission
+from gateway.metrics import Metrics
+from gateway.relay import Receive, Relay, Scope, Send, find_lane, send_error
+from gateway.routing import View
+from gateway.settings import GatewaySettings
+from gateway.snapshot import FILE_NAME, Options, Snapshot
+from gateway.upstream import UpstreamPool
+from gateway.wire import INFERENCE_PATHS
+from rollout.credentials import ApiKey
+from rollout.errors import SluiceError
+from rollout.settings import Settings, bootstrap_key, check_section
+from rollout.stores import GatewayPresence, Stores, open_stores
+
+_log = logging.getLogger(__name__)
+_OBSERVE_SECONDS: Final = 0.5
+_FLUSH_SECONDS: Final = 3.0
+_READ_PATHS: Final = frozenset({"/v1/models", "/healthz", "/readyz", "/metrics"})
+_WRITE_PATHS: Final = INFERENCE_PATHS | {"/v1/feedback"}
+_EXPOSITION: Final = b"text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What requests are answered with, while the gateway runs."""
+
+    relay: Relay
+    snapshot: Snapshot
+    metrics: Metrics
+    authenticator: Authenticator
+
+
+class Gateway:
+    """Serves between the two ends of the lifespan. One for each worker process."""
+
+    def __init__(self, settings: Settings, incarnation: str | None = None) -> None:
+        self._settings = settings
+        self._own = check_section(GatewaySettings, settings.gateway, "gateway")
+        # Said before anything is started: without a store nothing can ever be served.
+        self._store_url = settings.store_url
+        self._incarnation = incarnation or uuid4().hex
+        self._admission = Admission(self._own.maximum_inflight)
+        self._parts: _Parts | None = None
+        self.draining = False
+
+    @property
+    def inflight(self) -> int:
+        """Requests for inference under way."""
+        return self._admission.inflight
+
+    def drain(self) -> None:
+        """Turn readiness red and close connections after their answers; what runs goes on."""
+        self.draining = True
+        if self._parts is not None:
+            self._parts.relay.draining = True
+            self._parts.snapshot.drain()
+
+    def refuse_new(self) -> None:
+        """Answer 503 to inference from now on; what runs goes on."""
+        if self._parts is not None:
+            self._parts.relay.refusing = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        parts = self._parts
+        if parts is None:
+            await send_error(send, NotReadyError("the gateway is starting"), uuid4().hex)
+            return
+        if scope["path"] in INFERENCE_PATHS and scope["method"] == "POST":
+            await parts.relay(scope, receive, send)
+            return
+        try:
+            await self._answer(parts, scope, send)
+        except SluiceError as error:
+            await send_error(send, error, uuid4().hex, close=self.draining)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        async with AsyncExitStack() as stack:
+            try:
+                self._parts = await stack.enter_async_context(self._running())
+            except SluiceError as error:
+                _log.exception("the gateway cannot start")
+                await send({"type": "lifespan.startup.failed", "message": error.message})
+                return
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        self._parts = None
+        await send({"type": "lifespan.shutdown.complete"})
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[_Parts]:
+        """Everything that runs beside the requests, for as long as they are served."""
+        own, engines = self._own, self._settings.engine_list()
+        metrics, evidence = Metrics(), Evidence(self._incarnation)
+        captures = Captures(own.capture, metrics)
+        fleet = Fleet.of(engines, own.health)
+
+        def changed(view: View) -> None:
+            metrics.serves(view)
+            evidence.forget({lane.trial.id for lane in view.lanes.values() if lane.trial})
+
+        snapshot = Snapshot(
+            {engine.name: engine for engine in engines},
+            self._presence(),
+            Options(self._settings.data_path / FILE_NAME, own.poll_seconds),
+            on_change=changed,
+            on_store=lambda up: metrics.store_up.set(1 if up else 0),
+        )
+        async with open_stores(self._store_url) as stores, UpstreamPool(own.upstream) as pool:
+            await snapshot.start(stores)
+            authenticator = Authenticator(bootstrap_key())
+            relay = Relay(
+                settings=own,
+                snapshot=snapshot,
+                fleet=fleet,
+                pool=pool,
+                authenticator=authenticator,
+                metrics=metrics,
+                evidence=evidence,
+                captures=captures,
+                admission=self._admission,
+                incarnation=self._incarnation,
+            )
+            async with asyncio.TaskGroup() as tasks:
+                background = [
+                    tasks.create_task(snapshot.run(stores)),
+                    tasks.create_task(evidence.report(stores.evidence)),
+                    tasks.create_task(captures.run(stores.captures)),
+                    tasks.create_task(health.watch(fleet, pool, own.health)),
+                    tasks.create_task(metrics.watch_lag()),
+                    tasks.create_task(self._observe(metrics, fleet)),
+                ]
+                yield _Parts(relay, snapshot, metrics, authenticator)
+                for task in background:
+                    task.cancel()
+            await self._say_goodbye(stores, snapshot, evidence, captures)
+
+    async def _say_goodbye(
+        self, stores: Stores, snapshot: Snapshot, evidence: Evidence, captures: Captures
+    ) -> None:
+        """Write what was counted since the last report; a store that is gone must not hold us."""
+        try:
+            async with asyncio.timeout(_FLUSH_SECONDS):
+                await evidence.flush(stores.evidence)
+                await captures.flush(stores.captures)
+                await snapshot.leave(stores)
+        except (SluiceError, TimeoutError) as error:
+            _log.warning("the last counts could not be written: %s", error)
+
+    def _presence(self) -> GatewayPresence:
+        return GatewayPresence(
+            incarnation=self._incarnation,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            revision=0,
+            started_at=datetime.now(UTC),
+        )
+
+    async def _observe(self, metrics: Metrics, fleet: Fleet) -> None:
+        """Set the gauges that nothing else sets, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            metrics.inflight.set(self._admission.inflight)
+            for url, replica in fleet.replicas.items():
+                up = replica.available(loop.time())
+                metrics.replica_up(replica.engine.name, url, up=up)
+            await asyncio.sleep(_OBSERVE_SECONDS)
+
+    async def _answer(self, parts: _Parts, scope: Scope, send: Send) -> None:
+        path, method = scope["path"], scope["method"]
+        known_models = path.startswith("/v1/models/")
+        if path not in _READ_PATHS and path not in _WRITE_PATHS and not known_models:
+            raise EndpointNotFoundError(
+                f"there is no {path} here: see the README for what there is"
+            )
+        if method != ("POST" if path in _WRITE_PATHS else "GET"):
+            raise MethodNotAllowedError(f"{path} does not take {method}")
+        match path:
+            case "/healthz":
+                await _send_json(send, 200, {"status": "ok"})
+            case "/readyz":
+                await self._ready(parts, send)
+            case "/metrics":
+                parts.metrics.inflight.set(self._admission.inflight)
+                await _send(send, 200, await parts.metrics.render(), _EXPOSITION)
+            case "/v1/models":
+                await self._models(parts, scope, send)
+            case "/v1/feedback":
+                raise NotImplementedYetError("this version does not take feedback yet")
+            case _:
+                await self._model(parts, scope, send, path.removeprefix("/v1/models/"))
+
+    async def _ready(self, parts: _Parts, send: Send) -> None:
+        if self.draining:
+            status, why = 503, "draining"
+        elif not parts.snapshot.ready:
+            status, why = 503, "no routes are known yet: the store is not there"
+        else:
+            status, why = 200, "ready"
+        await _send_json(send, status, {"status": why, "revision": parts.snapshot.view.revision})
+
+    async def _models(self, parts: _Parts, scope: Scope, send: Send) -> None:
+        key = self._key(parts, scope)
+        lanes = parts.snapshot.view.lanes
+        # Routes first, then their versions: most people want a route.
+        names = sorted(
+            (name for name, lane in lanes.items() if key.allows_route(lane.route.name)),
+            key=lambda name: (lanes[name].pinned, name.partition("@")[0], lanes[name].number),
+        )
+        data = [_model(name, parts.snapshot.view) for name in names]
+        await _send_json(send, 200, {"object": "list", "data": data})
+
+    async def _model(self, parts: _Parts, scope: Scope, send: Send, name: str) -> None:
+        find_lane(parts.snapshot.view, self._key(parts, scope), name)
+        await _send_json(send, 200, _model(name, parts.snapshot.view))
+
+    def _key(self, parts: _Parts, scope: Scope) -> ApiKey:
+        if not parts.snapshot.ready:
+            raise NotReadyError("the gateway does not know its routes yet: the store is not there")
+        authorization = next((v for n, v in scope["headers"] if n == b"authorization"), None)
+        return parts.authenticator.authenticate(authorization, parts.snapshot.view.keys)
+
+
+def _model(name: str, view: View) -> dict[str, object]:
+    created = view.lanes[name].stable.version.created_at
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(created.timestamp()),
+        "owned_by": "sluice",
+    }
+
+
+async def _send_json(send: Send, status: int, value: object) -> None:
+    await _send(send, status, msgspec.json.encode(value), b"application/json")
+
+
+async def _send(send: Send, status: int, body: bytes, content_type: bytes) -> None:
+    headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

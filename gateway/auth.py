@@ -1,0 +1,44 @@
+"""Who is asking: a bearer key, found in the catalog by its digest."""
+
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from rollout.credentials import ApiKey, Scope, digest_secret
+from rollout.errors import AuthenticationError, PermissionDeniedError
+
+_SCHEME: Final = b"bearer "
+# Where the key brought along by automation was made is not known, nor does it matter.
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Authenticator:
+    """Knows the bootstrap key; every other is in the catalog that comes with each request."""
+
+    __slots__ = ("_bootstrap",)
+
+    def __init__(self, bootstrap_secret: str | None) -> None:
+        self._bootstrap: Mapping[str, ApiKey] = {}
+        if bootstrap_secret:
+            digest = digest_secret(bootstrap_secret)
+            key = ApiKey("bootstrap", "bootstrap", digest, frozenset({"admin"}), _EPOCH)
+            self._bootstrap = {digest: key}
+
+    def authenticate(
+        self, authorization: bytes | None, keys: Mapping[str, ApiKey], scope: Scope = "infer"
+    ) -> ApiKey:
+        """The caller's key. Raises AuthenticationError, or PermissionDeniedError for the scope."""
+        if authorization is None:
+            raise AuthenticationError(
+                "no API key: send it as `Authorization: Bearer KEY`, or set it in the client"
+            )
+        if authorization[:7].lower() != _SCHEME:
+            raise AuthenticationError("the API key must be sent as `Authorization: Bearer KEY`")
+        digest = hashlib.sha256(authorization[7:].strip()).hexdigest()
+        key = keys.get(digest) or self._bootstrap.get(digest)
+        if key is None:
+            raise AuthenticationError("this API key is not valid, or was revoked")
+        if not key.allows(scope):
+            raise PermissionDeniedError(f"this API key lacks the scope `{scope}`")
+        return key

@@ -1,0 +1,151 @@
+"""Sampled exchanges on their way to the shadow: a bounded queue, and a task that empties it."""
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass
+from datetime import datetime
+
+import msgspec
+
+from gateway.answers import Said, read_stream, read_whole
+from gateway.metrics import Metrics
+from gateway.settings import CaptureSection
+from rollout.errors import StoreUnavailableError
+from rollout.exchanges import Answer, Arm, Exchange
+from rollout.stores.captures import CaptureStore
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Seen:
+    """An exchange as it went by: bytes, not yet read."""
+
+    request_id: str
+    route: str
+    trial: str
+    arm: Arm
+    unit: str
+    path: str
+    request: bytes
+    version: int
+    status: int
+    body: bytes
+    stream: bool
+    ttft_seconds: float | None
+    total_seconds: float
+    at: datetime
+    error: str | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.request) + len(self.body)
+
+    def exchange(self) -> Exchange:
+        """Read it; this is the expensive part, and not on the path of any request."""
+        said = _read(self)
+        answer = Answer(
+            version=self.version,
+            status=self.status,
+            text=said.text,
+            tool_calls=said.tool_calls,
+            finish_reason=said.finish_reason,
+            ttft_seconds=self.ttft_seconds,
+            total_seconds=self.total_seconds,
+            prompt_tokens=said.usage.prompt if said.usage else 0,
+            completion_tokens=said.usage.completion if said.usage else 0,
+            error=self.error,
+        )
+        return Exchange(
+            request_id=self.request_id,
+            route=self.route,
+            trial=self.trial,
+            arm=self.arm,
+            unit=self.unit,
+            path=self.path,
+            request=self.request.decode("utf-8", "replace"),
+            answer=answer,
+            captured_at=self.at,
+        )
+
+
+class Captures:
+    """`offer` never waits and never fails: what does not fit is dropped and counted."""
+
+    def __init__(self, settings: CaptureSection, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._waiting: deque[Seen] = deque()
+        self._bytes = 0
+        self._arrived = asyncio.Event()
+
+    @property
+    def largest(self) -> int:
+        return self._settings.maximum_exchange_bytes
+
+    def offer(self, seen: Seen) -> None:
+        settings = self._settings
+        if seen.size > settings.maximum_exchange_bytes:
+            self._metrics.capture_dropped("size")
+        elif (
+            len(self._waiting) >= settings.maximum_waiting
+            or self._bytes + seen.size > settings.maximum_waiting_bytes
+        ):
+            self._metrics.capture_dropped("full")
+        else:
+            self._waiting.append(seen)
+            self._bytes += seen.size
+            self._arrived.set()
+
+    def too_large(self) -> None:
+        """An answer outgrew the limit while it passed by."""
+        self._metrics.capture_dropped("size")
+
+    async def run(self, store: CaptureStore) -> None:
+        """Write batches for ever. What the store does not take is dropped: it is only a sample."""
+        while True:
+            await self._arrived.wait()
+            # A batch is worth a short wait: one write for many exchanges.
+            await asyncio.sleep(self._settings.flush_seconds)
+            while self._waiting:
+                await self._append(store, self._take())
+            self._arrived.clear()
+
+    async def flush(self, store: CaptureStore) -> None:
+        """Write what waits, once, at the end."""
+        while self._waiting:
+            await self._append(store, self._take())
+
+    def _take(self) -> list[Seen]:
+        batch = [
+            self._waiting.popleft() for _ in range(min(self._settings.batch, len(self._waiting)))
+        ]
+        self._bytes -= sum(seen.size for seen in batch)
+        return batch
+
+    async def _append(self, store: CaptureStore, batch: list[Seen]) -> None:
+        exchanges: list[Exchange] = []
+        for seen in batch:
+            exchanges.append(seen.exchange())
+            # Reading is done bit by bit, so that no stream waits for a whole batch.
+            await asyncio.sleep(0)
+        try:
+            await store.append(exchanges)
+        except StoreUnavailableError:
+            self._metrics.capture_dropped("store", len(exchanges))
+        except Exception:  # noqa: BLE001 - this loop must not end; it says what happened
+            _log.exception("captured exchanges could not be written and were dropped")
+            self._metrics.capture_dropped("error", len(exchanges))
+        else:
+            for exchange in exchanges:
+                self._metrics.captured(exchange.route)
+
+
+def _read(seen: Seen) -> Said:
+    if seen.stream:
+        return read_stream(seen.body)
+    try:
+        return read_whole(seen.body)
+    except msgspec.DecodeError:
+        return Said()

@@ -1,0 +1,100 @@
+"""What the data plane raises by itself, and the shape in which OpenAI's clients read an error.
+
+rollout.errors.SluiceError
+├── InvalidInputError
+│   └── TooLargeError            send less
+├── NotFoundError
+│   ├── ModelNotFoundError       ask for a route, or a version of it, that exists
+│   └── EndpointNotFoundError    ask for a path that exists
+└── UnavailableError
+    ├── NotResidentError         wait until an engine serves that version
+    ├── OverloadedError          wait and try again
+    ├── NotReadyError            wait until the gateway knows its routes
+    └── EngineUnavailableError
+        └── UpstreamError        the engine broke; `reason` says how
+"""
+
+from typing import Any, ClassVar, Literal
+
+import msgspec
+
+from rollout.errors import (
+    EngineUnavailableError,
+    InvalidInputError,
+    NotFoundError,
+    SluiceError,
+    UnavailableError,
+)
+
+# Labels of a metric, so they are few and fixed.
+Reason = Literal[
+    "connect", "reset", "first_byte", "between_bytes", "total", "protocol", "status", "error_event"
+]
+
+
+class TooLargeError(InvalidInputError):
+    status = 413
+    code = "request_too_large"
+
+
+class ModelNotFoundError(NotFoundError):
+    code = "model_not_found"
+
+
+class EndpointNotFoundError(NotFoundError):
+    code = "unknown_url"
+
+
+class MethodNotAllowedError(InvalidInputError):
+    status = 405
+    code = "method_not_allowed"
+
+
+class NotImplementedYetError(SluiceError):
+    status = 501
+    type = "invalid_request_error"
+    code = "not_implemented"
+
+
+class NotResidentError(UnavailableError):
+    code = "version_not_resident"
+
+
+class OverloadedError(UnavailableError):
+    code = "overloaded"
+
+
+class NotReadyError(UnavailableError):
+    code = "not_ready"
+
+
+class UpstreamError(EngineUnavailableError):
+    """The engine broke the exchange off, or kept silent for longer than a limit."""
+
+    status: ClassVar[int] = 502
+    code: ClassVar[str] = "engine_failed"
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
+
+
+def error_body(error: SluiceError) -> bytes:
+    """OpenAI's error object, as JSON."""
+    return msgspec.json.encode(_shape(error))
+
+
+def error_event(error: SluiceError) -> bytes:
+    """The event that ends a stream which broke midway; no `[DONE]` follows it."""
+    return b"data: " + error_body(error) + b"\n\n"
+
+
+def _shape(error: SluiceError) -> dict[str, dict[str, Any]]:
+    return {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }

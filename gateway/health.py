@@ -1,0 +1,148 @@
+"""Which replicas can be asked: failures seen on requests, and a check each second."""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from gateway.errors import UpstreamError
+from gateway.settings import HealthSection
+from gateway.upstream import UpstreamPool
+from rollout.engines import Engine
+
+# A check that got no answer in time may mean that the engine is busy; that many in a row do not.
+_SILENT_CHECKS: Final = 3
+
+# unknown: the client went away before the engine could show anything.
+Outcome = Literal["answered", "failed", "unknown"]
+
+
+class Breaker:
+    """Shut after failures in a row, then lets one request through to see. Time comes as `now`."""
+
+    __slots__ = ("_failures", "_open_seconds", "_opened_until", "_probing", "_settings")
+
+    def __init__(self, settings: HealthSection) -> None:
+        self._settings = settings
+        self._failures = 0
+        self._open_seconds = settings.open_seconds
+        self._opened_until: float | None = None
+        self._probing = False
+
+    @property
+    def closed(self) -> bool:
+        return self._opened_until is None
+
+    def admits(self, now: float) -> bool:
+        if self._opened_until is None:
+            return True
+        return now >= self._opened_until and not self._probing
+
+    def begin(self) -> None:
+        """A request was sent; where the breaker is open, it is the probe."""
+        if self._opened_until is not None:
+            self._probing = True
+
+    def settle(self, outcome: Outcome, now: float) -> None:
+        self._probing = False
+        match outcome:
+            case "answered":
+                self._failures = 0
+                self._opened_until = None
+                self._open_seconds = self._settings.open_seconds
+            case "failed":
+                self._failures += 1
+                self._open_after_failure(now)
+            case "unknown":
+                pass
+
+    def _open_after_failure(self, now: float) -> None:
+        if self._opened_until is not None:
+            # Requests that were under way when it opened must not push it out further each.
+            if now < self._opened_until:
+                return
+            self._open_seconds = min(self._open_seconds * 2, self._settings.maximum_open_seconds)
+        elif self._failures < self._settings.failures:
+            return
+        self._opened_until = now + self._open_seconds
+
+
+class Replica:
+    """One address of an engine, with what is under way on it."""
+
+    __slots__ = ("breaker", "engine", "healthy", "inflight", "silent", "url")
+
+    def __init__(self, url: str, engine: Engine, settings: HealthSection) -> None:
+        self.url = url
+        self.engine = engine
+        self.breaker = Breaker(settings)
+        self.inflight = 0
+        self.healthy = True
+        self.silent = 0
+
+    def available(self, now: float) -> bool:
+        return self.healthy and self.breaker.admits(now)
+
+    def begin(self) -> None:
+        self.inflight += 1
+        self.breaker.begin()
+
+    def end(self, outcome: Outcome, now: float) -> None:
+        self.inflight -= 1
+        self.breaker.settle(outcome, now)
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Every replica of every engine, by url."""
+
+    replicas: Mapping[str, Replica]
+
+    @classmethod
+    def of(cls, engines: Iterable[Engine], settings: HealthSection) -> "Fleet":
+        return cls(
+            {url: Replica(url, engine, settings) for engine in engines for url in engine.urls}
+        )
+
+    def available(self, urls: Sequence[str], tried: Sequence[Replica], now: float) -> list[Replica]:
+        """Those of `urls` that can be asked now and were not tried before."""
+        return [
+            replica
+            for url in urls
+            if (replica := self.replicas.get(url)) is not None
+            and replica.available(now)
+            and replica not in tried
+        ]
+
+
+async def watch(fleet: Fleet, pool: UpstreamPool, settings: HealthSection) -> None:
+    """Check every replica each `check_seconds`, for ever."""
+    async with asyncio.TaskGroup() as tasks:
+        for replica in fleet.replicas.values():
+            tasks.create_task(_watch_one(replica, pool, settings))
+
+
+async def _watch_one(replica: Replica, pool: UpstreamPool, settings: HealthSection) -> None:
+    while True:
+        await check(replica, pool, settings)
+        await asyncio.sleep(settings.check_seconds)
+
+
+async def check(replica: Replica, pool: UpstreamPool, settings: HealthSection) -> None:
+    """Ask once. Health says that a replica may be tried again, not that it answers well: vLLM in
+    shutdown is healthy and fails every request, so only a request closes the breaker."""
+    try:
+        async with (
+            asyncio.timeout(settings.check_timeout_seconds),
+            pool.request(replica.url, b"GET", b"/health") as response,
+        ):
+            while await response.read():
+                pass
+            replica.healthy = response.status < 500
+            replica.silent = 0
+    except TimeoutError:
+        replica.silent += 1
+        if replica.silent >= _SILENT_CHECKS:
+            replica.healthy = False
+    except UpstreamError:
+        replica.healthy = False

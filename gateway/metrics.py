@@ -1,0 +1,179 @@
+"""Every metric of the data plane. Labels come from configuration, never from a client."""
+
+import asyncio
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
+
+from gateway.errors import Reason
+from gateway.routing import View
+from rollout.exchanges import Arm
+
+# As in the OpenTelemetry GenAI conventions.
+_DURATION: Final = (
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
+)  # fmt: skip
+_FIRST_TOKEN: Final = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+)  # fmt: skip
+_INTER_TOKEN: Final = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
+)  # fmt: skip
+_OVERHEAD: Final = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1)
+_LAG_SECONDS: Final = 0.25
+
+MULTIPROCESS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
+
+
+@dataclass(slots=True)
+class Bound:
+    """The children for one version in one arm, looked up once."""
+
+    duration: Histogram
+    first_token: Histogram
+    inter_token: Histogram
+    prompt_tokens: Counter
+    completion_tokens: Counter
+    codes: dict[int, Counter]
+
+
+class Metrics:
+    """Where several workers share a directory (`PROMETHEUS_MULTIPROC_DIR`), `render` sums them."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        arm = ("route", "version", "arm")
+        self._requests = self._counter("requests_total", "Requests answered.", (*arm, "code"))
+        self._duration = self._histogram(
+            "request_duration_seconds", "From the request to the end of its answer.", _DURATION, arm
+        )
+        self._first_token = self._histogram(
+            "time_to_first_token_seconds", "From the request to its first byte.", _FIRST_TOKEN, arm
+        )
+        self._inter_token = self._histogram(
+            "inter_token_seconds", "Mean time between the pieces of a stream.", _INTER_TOKEN, arm
+        )
+        self._tokens = self._counter("tokens_total", "Tokens by usage.", ("route", "kind"))
+        self._upstream_errors = self._counter(
+            "upstream_errors_total", "Failures of an engine.", ("engine", "reason")
+        )
+        self._fallbacks = self._counter(
+            "fallbacks_total", "Answers of stable in place of the candidate.", ("route",)
+        )
+        self._captures = self._counter("captures_total", "Exchanges captured.", ("route",))
+        self._captures_dropped = self._counter(
+            "captures_dropped_total",
+            "Exchanges that were to be captured and were not.",
+            ("reason",),
+        )
+        self.overhead = self._histogram(
+            "overhead_seconds", "Time in the gateway before the engine was asked.", _OVERHEAD
+        )
+        self.inflight = self._gauge("inflight", "Requests under way.", "livesum")
+        self.store_up = self._gauge("store_up", "1 while the store answers.", "livemin")
+        self.lag = self._gauge(
+            "event_loop_lag_seconds", "How late the event loop ran a timer.", "livemax"
+        )
+        self._revision = self._gauge(
+            "gateway_revision", "The rollout revision that is served.", "livemin", ("route",)
+        )
+        self._replica_up = self._gauge(
+            "replica_up", "1 while a replica can be asked.", "livemin", ("engine", "replica")
+        )
+        self._bound: dict[tuple[str, Arm], Bound] = {}
+        self._refused: dict[int, Counter] = {}
+
+    def bound(self, route: str, version: str, arm: Arm) -> Bound:
+        key = (version, arm)
+        found = self._bound.get(key)
+        if found is None:
+            found = self._bound[key] = Bound(
+                duration=self._duration.labels(route, version, arm),
+                first_token=self._first_token.labels(route, version, arm),
+                inter_token=self._inter_token.labels(route, version, arm),
+                prompt_tokens=self._tokens.labels(route, "prompt"),
+                completion_tokens=self._tokens.labels(route, "completion"),
+                codes={},
+            )
+        return found
+
+    def answered(self, bound: Bound, route: str, version: str, arm: Arm, code: int) -> None:
+        counter = bound.codes.get(code)
+        if counter is None:
+            counter = self._requests.labels(route, version, arm, str(code))
+            bound.codes[code] = counter
+        counter.inc()
+
+    def refused(self, code: int) -> None:
+        """A request that reached no route: no key, no such model, no valid body."""
+        counter = self._refused.get(code)
+        if counter is None:
+            counter = self._refused[code] = self._requests.labels("", "", "", str(code))
+        counter.inc()
+
+    def upstream_error(self, engine: str, reason: Reason) -> None:
+        self._upstream_errors.labels(engine, reason).inc()
+
+    def fell_back(self, route: str) -> None:
+        self._fallbacks.labels(route).inc()
+
+    def captured(self, route: str) -> None:
+        self._captures.labels(route).inc()
+
+    def capture_dropped(self, reason: str, count: int = 1) -> None:
+        self._captures_dropped.labels(reason).inc(count)
+
+    def replica_up(self, engine: str, replica: str, *, up: bool) -> None:
+        self._replica_up.labels(engine, replica).set(1 if up else 0)
+
+    def serves(self, view: View) -> None:
+        for name, lane in view.lanes.items():
+            if not lane.pinned:
+                self._revision.labels(name).set(lane.revision)
+
+    async def watch_lag(self) -> None:
+        """Measure for ever how late the loop is: what blocks it delays every stream."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _LAG_SECONDS
+            await asyncio.sleep(_LAG_SECONDS)
+            self.lag.set(max(loop.time() - due, 0.0))
+
+    async def render(self) -> bytes:
+        """The exposition; with several workers it is the sum, dead ones included."""
+        if MULTIPROCESS_VARIABLE not in os.environ:
+            return generate_latest(self.registry)
+        # It reads a file for each worker and kind, so it is kept off the loop.
+        return await asyncio.to_thread(_render_all_workers)
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(f"sluice_{name}", text, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()
+    ) -> Histogram:
+        return Histogram(f"sluice_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, mode: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(
+            f"sluice_{name}",
+            text,
+            labels,
+            registry=self.registry,
+            multiprocess_mode=mode,  # type: ignore[arg-type]
+        )
+
+
+def _render_all_workers() -> bytes:
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)

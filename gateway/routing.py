@@ -1,0 +1,151 @@
+"""Which version answers: the catalog, indexed for the hot path, and the choice made on it."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from rollout.catalog import Catalog
+from rollout.credentials import ApiKey
+from rollout.engines import Engine, Residency
+from rollout.exchanges import Arm
+from rollout.routes import Route
+from rollout.state import Trial
+from rollout.versions import Version
+
+_BUCKETS: Final = 2**64
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A version with the replicas that serve it now; `name` is the served name as JSON."""
+
+    version: Version
+    name: bytes
+    urls: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """A route with its stable version and the candidate of its trial, or one pinned version."""
+
+    route: Route
+    stable: Served
+    candidate: Served | None = None
+    trial: Trial | None = None
+    pinned: bool = False
+    revision: int = 0
+
+    @property
+    def number(self) -> int:
+        return self.stable.version.number
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What answers, and what answers instead where that fails before its first byte.
+
+    `arm` is the assigned arm: evidence goes by it even where `fallback` answered.
+    """
+
+    served: Served
+    arm: Arm
+    fallback: Served | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A catalog as the hot path reads it: `lanes` by what a client may put into `model`."""
+
+    revision: int = 0
+    lanes: Mapping[str, Lane] = field(default_factory=dict)
+    keys: Mapping[str, ApiKey] = field(default_factory=dict)
+    versions: Mapping[str, Version] = field(default_factory=dict)
+
+
+def index(catalog: Catalog, engines: Mapping[str, Engine]) -> View:
+    """Lay the catalog out for the hot path. A route without a known stable version has no lane."""
+    served = {
+        name: _served(version, engines, catalog.residency)
+        for name, version in catalog.versions.items()
+    }
+    lanes: dict[str, Lane] = {}
+    for name, one in served.items():
+        if (route := catalog.routes.get(one.version.route)) is not None:
+            lanes[name] = Lane(route=route, stable=one, pinned=True)
+    for route in catalog.routes.values():
+        rollout = catalog.rollouts.get(route.name)
+        stable = served.get(f"{route.name}@{rollout.stable}") if rollout else None
+        if rollout is None or stable is None:
+            continue
+        trial = rollout.trial
+        candidate = served.get(f"{route.name}@{trial.candidate}") if trial else None
+        lanes[route.name] = Lane(
+            route=route,
+            stable=stable,
+            candidate=candidate,
+            trial=trial if candidate else None,
+            revision=rollout.revision,
+        )
+    return View(
+        revision=catalog.revision, lanes=lanes, keys=catalog.keys, versions=catalog.versions
+    )
+
+
+def choose(lane: Lane, unit: str) -> Choice:
+    """The version that answers this unit, by the keyed hash of its trial."""
+    if lane.pinned:
+        return Choice(lane.stable, "pinned")
+    if lane.candidate is None or lane.trial is None or not on_candidate(lane.trial, unit):
+        return Choice(lane.stable, "stable")
+    return Choice(lane.candidate, "candidate", lane.stable)
+
+
+def on_candidate(trial: Trial, unit: str) -> bool:
+    """Whether this unit belongs to the candidate.
+
+    The trial's id is the salt: every trial deals anew, and within one a unit that was dealt the
+    candidate at some weight keeps it at every larger weight.
+    """
+    return trial.weight > 0 and bucket(trial.id, unit) * 100 < trial.weight
+
+
+def wants_capture(trial: Trial, request_id: str, rate: float) -> bool:
+    """Whether the shadow gets this exchange; `rate` is the chance of it."""
+    return rate > 0 and bucket(f"capture:{trial.id}", request_id) < rate
+
+
+def unit_of(key_id: str, sticky: str) -> str:
+    """What is assigned to an arm: a client's identity, never shared by two keys (32 hex digits)."""
+    return hashlib.blake2b(f"{key_id}\x1f{sticky}".encode(), digest_size=16).hexdigest()
+
+
+def bucket(salt: str, unit: str) -> float:
+    """A place in [0, 1) that only the salt and the unit decide."""
+    # A key may be no longer than 64 bytes; a route's name alone may be that long.
+    key = salt.encode()
+    if len(key) > hashlib.blake2b.MAX_KEY_SIZE:
+        key = hashlib.blake2b(key).digest()
+    digest = hashlib.blake2b(unit.encode(), key=key, digest_size=8).digest()
+    return int.from_bytes(digest, "big") / _BUCKETS
+
+
+def _served(
+    version: Version, engines: Mapping[str, Engine], residency: Mapping[str, Residency]
+) -> Served:
+    engine = engines.get(version.engine)
+    urls = engine.urls if engine is not None else ()
+    return Served(
+        version=version,
+        name=msgspec.json.encode(version.served_name),
+        urls=tuple(url for url in urls if _is_resident(version, engine, residency.get(url))),
+    )
+
+
+def _is_resident(version: Version, engine: Engine | None, residency: Residency | None) -> bool:
+    """Whether a replica is known to serve the version; the base needs no proof."""
+    if version.adapter is None or (engine is not None and engine.kind == "openai"):
+        return True
+    return residency is not None and version.served_name in residency.served

@@ -1,0 +1,57 @@
+"""uvicorn as the gateway runs it: one worker's server, and how it drains."""
+
+import signal
+from types import FrameType
+from typing import Final
+
+import uvicorn
+
+from gateway.app import Gateway
+from gateway.settings import GatewaySettings
+
+# After the drain nothing is under way any more, or has had its time.
+_LAST_SECONDS: Final = 1
+_TICKS_A_SECOND: Final = 10
+
+
+class GatewayServer(uvicorn.Server):
+    """Keeps listening while it drains, so that /readyz can say so."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, own: GatewaySettings) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+        self._own = own
+        self._drained_ticks = 0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's own name
+        if self._gateway.draining and sig == signal.SIGINT:
+            self.force_exit = True
+            self.should_exit = True
+        self._gateway.drain()
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._gateway.draining:
+            self._drained_ticks += 1
+            seconds = self._drained_ticks / _TICKS_A_SECOND
+            if seconds > self._own.notice_seconds:
+                self._gateway.refuse_new()
+            if self._gateway.inflight == 0 or seconds > self._own.drain_seconds:
+                self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def server_for(gateway: Gateway, own: GatewaySettings) -> GatewayServer:
+    config = uvicorn.Config(
+        gateway,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=own.backlog,
+        timeout_keep_alive=own.keep_alive_seconds,
+        timeout_graceful_shutdown=_LAST_SECONDS,
+    )
+    return GatewayServer(config, gateway, own)

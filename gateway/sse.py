@@ -1,0 +1,128 @@
+"""Server-sent events: bytes in, events out, in whatever pieces the bytes arrive."""
+
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from gateway.wire import Usage
+
+_ENDS: Final = (b"\n\n", b"\r\n\r\n")
+_DONE: Final = b"[DONE]"
+# Only where one of these occurs does an event need to be read. Within a string they can't: their
+# quotes would be escaped there.
+_MARKS: Final = (b'"usage":{', b'"usage": {', b'"error"')
+# An event that is larger than this passes through in pieces, so that no engine can make us hold
+# more of a stream.
+_LARGEST_HELD: Final = 2**20
+
+
+class _Response(msgspec.Struct):
+    usage: Usage | None = None
+
+
+class _Tail(msgspec.Struct):
+    """What the last events of a stream may say, on any of the endpoints."""
+
+    choices: list[msgspec.Raw] | None = None
+    usage: Usage | None = None
+    error: msgspec.Raw | None = None
+    response: _Response | None = None
+
+
+_tail: Final = msgspec.json.Decoder(_Tail)
+
+
+class StreamReader:
+    """Passes a stream on in whole events, and finds its usage and how it ended.
+
+    A piece is looked into only where it may hold the usage or an error, and at the end. With
+    `strip_usage` the event that only carries usage is taken out, for the client has not asked for
+    it. After an error there is no `[DONE]`, whatever the engine says: vLLM sends both.
+    """
+
+    __slots__ = ("_held", "_strip", "failed", "usage")
+
+    def __init__(self, *, strip_usage: bool = False) -> None:
+        self._strip = strip_usage
+        self._held = b""
+        self.usage: Usage | None = None
+        self.failed = False
+
+    def feed(self, data: bytes) -> bytes:
+        """What may be passed on now: whole events, in the engine's own bytes."""
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        if not data.endswith(_ENDS):
+            data = self._hold(data)
+            if not data:
+                return b""
+        if self.failed or any(mark in data for mark in _MARKS):
+            data = self._look_into(data)
+        return data
+
+    def close(self) -> bytes:
+        """What was held back, once the engine has ended its answer; reads the last events."""
+        rest, self._held = self._held, b""
+        if rest:
+            rest = self._look_into(rest)
+        return rest
+
+    def _hold(self, data: bytes) -> bytes:
+        cut = max(data.rfind(end) + len(end) if end in data else 0 for end in _ENDS)
+        if len(data) - cut > _LARGEST_HELD:
+            return data
+        self._held = data[cut:]
+        return data[:cut]
+
+    def _look_into(self, data: bytes) -> bytes:
+        return b"".join(block for block in blocks(data) if self._keeps(event_data(block)))
+
+    def _keeps(self, data: bytes) -> bool:
+        """Note what the event says; whether it is passed on."""
+        if data == _DONE:
+            return not self.failed
+        tail = _read(data)
+        if tail is None:
+            return True
+        if tail.error is not None and bytes(tail.error) != b"null":
+            self.failed = True
+        usage = tail.usage or (tail.response.usage if tail.response is not None else None)
+        if usage is not None:
+            self.usage = usage
+        return not (self._strip and tail.choices == [] and tail.usage is not None)
+
+
+def blocks(data: bytes) -> Iterator[bytes]:
+    """The events of `data` in their own bytes, each with the blank line that ends it."""
+    position = 0
+    while position < len(data):
+        ends = [found + len(end) for end in _ENDS if (found := data.find(end, position)) >= 0]
+        end = min(ends, default=len(data))
+        yield data[position:end]
+        position = end
+
+
+def events(data: bytes) -> Iterator[bytes]:
+    """The data of each event of `data` that has any."""
+    for block in blocks(data):
+        if text := event_data(block):
+            yield text
+
+
+def event_data(block: bytes) -> bytes:
+    """The data of one event: its `data` lines, joined as the standard says."""
+    lines = [
+        line[5:].removeprefix(b" ") for line in block.splitlines() if line.startswith(b"data:")
+    ]
+    return b"\n".join(lines)
+
+
+def _read(data: bytes) -> _Tail | None:
+    if not data or data == _DONE:
+        return None
+    try:
+        return _tail.decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        return None

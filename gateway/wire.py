@@ -1,0 +1,268 @@
+"""OpenAI's shapes on the wire: read only what routing needs, keep every other byte."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from rollout.errors import InvalidInputError
+from rollout.versions import Prompt, Version
+
+CHAT: Final = "/v1/chat/completions"
+COMPLETIONS: Final = "/v1/completions"
+EMBEDDINGS: Final = "/v1/embeddings"
+RESPONSES: Final = "/v1/responses"
+INFERENCE_PATHS: Final = frozenset({CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES})
+# The only ones that know `stream_options`; a stream of /v1/responses ends with its usage anyway.
+USAGE_ON_REQUEST: Final = frozenset({CHAT, COMPLETIONS})
+
+_ASK_USAGE: Final = b'"stream_options":{"include_usage":true}'
+_SPACE: Final = rb"[ \t\r\n]*"
+_STRING: Final = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
+_MODEL_MEMBER: Final = re.compile(rb'"model"' + _SPACE + b":" + _SPACE + b"(" + _STRING + b")")
+_MEMBER: Final = re.compile(_SPACE + b"(" + _STRING + b")" + _SPACE + b":" + _SPACE)
+_NEXT: Final = re.compile(_SPACE + b"([,}])")
+
+Span = tuple[int, int]
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class _Fields(msgspec.Struct):
+    model: str = ""
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+    user: str | None = None
+
+
+@dataclass(slots=True)
+class Request:
+    """A client's body with what routing needs of it.
+
+    `span` is where the value of `model` stands in `body`, quotes included. `sticky` is what the
+    client named as its own identity, if anything.
+    """
+
+    body: bytes
+    model: str
+    span: Span
+    stream: bool
+    wants_usage: bool
+    sticky: str | None
+
+
+class Usage(msgspec.Struct):
+    """Tokens, in the words of either API."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def prompt(self) -> int:
+        return self.prompt_tokens or self.input_tokens
+
+    @property
+    def completion(self) -> int:
+        return self.completion_tokens or self.output_tokens
+
+
+class _UsageOnly(msgspec.Struct):
+    usage: Usage | None = None
+
+
+_fields: Final = msgspec.json.Decoder(_Fields)
+_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_string: Final = msgspec.json.Decoder(str)
+_usage: Final = msgspec.json.Decoder(_UsageOnly)
+
+
+def read_request(body: bytes) -> Request:
+    """Read what routing needs. Raises InvalidInputError with what is wrong with the body."""
+    fields = _decode_fields(body)
+    if not fields.model:
+        raise InvalidInputError(
+            "you must provide a `model`: a route, or a version of it as in support-triage@7",
+            param="model",
+        )
+    options = fields.stream_options
+    return Request(
+        body=body,
+        model=fields.model,
+        span=_model_span(body),
+        stream=bool(fields.stream),
+        wants_usage=options is not None and bool(options.include_usage),
+        sticky=fields.prompt_cache_key or fields.safety_identifier or fields.user,
+    )
+
+
+def render(request: Request, version: Version, path: str, *, ask_usage: bool = False) -> bytes:
+    """The body to send to the engine that serves `version`.
+
+    With `ask_usage` a stream is asked to end with its usage; whether the client asked for that is
+    `request.wants_usage`.
+    """
+    ask = ask_usage and request.stream and not request.wants_usage and path in USAGE_ON_REQUEST
+    if version.rewrites_body:
+        return _rewrite(request, version, path, ask_usage=ask)
+    return splice(request, msgspec.json.encode(version.served_name), ask_usage=ask)
+
+
+def splice(request: Request, served: bytes, *, ask_usage: bool = False) -> bytes:
+    """The client's body with `served`, a JSON string, for the value of `model`.
+
+    All other bytes stay as they were, but for `stream_options` where usage is asked for.
+    """
+    body = request.body
+    start, end = request.span
+    if not ask_usage:
+        return b"".join((body[:start], served, body[end:]))
+    if b"stream_options" not in body:
+        first = body.index(b"{") + 1
+        return b"".join((body[:first], _ASK_USAGE, b",", body[first:start], served, body[end:]))
+    edits = [(request.span, served)]
+    spans = member_spans(body)
+    if (span := spans.get("stream_options")) is None:
+        first = body.index(b"{") + 1
+        edits.append(((first, first), _ASK_USAGE + b","))
+    else:
+        edits.append((span, _with_usage(body[slice(*span)])))
+    return _apply(body, edits)
+
+
+def read_usage(body: bytes) -> Usage | None:
+    """The usage of a whole answer, or None where it has none that can be read."""
+    try:
+        return _usage.decode(body).usage
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def member_spans(body: bytes) -> dict[str, Span]:
+    """Where the value of each member of the outermost object stands.
+
+    Raises InvalidInputError where a name occurs twice: two readers could take different ones.
+    """
+    members = _members.decode(body)
+    position = body.index(b"{") + 1
+    spans: dict[str, Span] = {}
+    last = b","
+    for name, raw in members.items():
+        member = _MEMBER.match(body, position)
+        value = bytes(raw)
+        # The decoder keeps one member of each name, so a second one shows as a misfit here.
+        if member is None or _string.decode(member[1]) != name:
+            raise _twice(body)
+        start, end = member.end(), member.end() + len(value)
+        after = _NEXT.match(body, end)
+        if after is None or body[start:end] != value:
+            raise _twice(body)
+        spans[name] = (start, end)
+        position, last = after.end(), after[1]
+    if last != b"}" and members:
+        raise _twice(body)
+    return spans
+
+
+def _decode_fields(body: bytes) -> _Fields:
+    try:
+        if not body.isascii():
+            body.decode()
+        return _fields.decode(body)
+    except msgspec.ValidationError as exc:
+        raise InvalidInputError(f"the body is not as it should be: {exc}", param=_at(exc)) from exc
+    except msgspec.DecodeError as exc:
+        raise InvalidInputError(f"the body is no valid JSON: {exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise InvalidInputError(f"the body is no valid UTF-8: byte {exc.start}") from exc
+    except RecursionError as exc:
+        raise InvalidInputError("the body is nested too deeply") from exc
+
+
+def _at(error: msgspec.ValidationError) -> str | None:
+    """The field that msgspec complains of: it ends its message with "at `$.model`"."""
+    _, found, path = str(error).partition("`$.")
+    return path.rstrip("`") if found else None
+
+
+def _model_span(body: bytes) -> Span:
+    # The quick way: where `"model"` occurs once and no letter of it can be escaped elsewhere, it
+    # is the member that the decoder has found. Inside a string its quotes would be escaped.
+    if body.count(b'"model"') == 1 and b"\\u006" not in body:
+        member = _MODEL_MEMBER.search(body)
+        if member is not None:
+            return member.span(1)
+    return member_spans(body)["model"]
+
+
+def _twice(body: bytes) -> InvalidInputError:
+    model = body.count(b'"model"') > 1
+    return InvalidInputError(
+        "a name occurs twice in the body; send each field once", param="model" if model else None
+    )
+
+
+def _with_usage(options: bytes) -> bytes:
+    merged = dict(msgspec.json.decode(options) or {})
+    merged["include_usage"] = True
+    return msgspec.json.encode(merged)
+
+
+def _apply(body: bytes, edits: list[tuple[Span, bytes]]) -> bytes:
+    parts: list[bytes] = []
+    position = 0
+    for (start, end), replacement in sorted(edits):
+        parts += (body[position:start], replacement)
+        position = end
+    parts.append(body[position:])
+    return b"".join(parts)
+
+
+def _rewrite(request: Request, version: Version, path: str, *, ask_usage: bool) -> bytes:
+    """Re-encode the body with what the version carries: a prompt, sampling defaults."""
+    body: dict[str, Any] = msgspec.json.decode(request.body)
+    body["model"] = version.served_name
+    if path != EMBEDDINGS:
+        for name, value in version.sampling.items():
+            body.setdefault(name, value)
+    if version.prompt is not None:
+        _put_prompt(body, version.prompt, version.name, path)
+    if ask_usage:
+        body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+    return msgspec.json.encode(body)
+
+
+def _put_prompt(body: dict[str, Any], prompt: Prompt, name: str, path: str) -> None:
+    match path:
+        case "/v1/chat/completions":
+            body["messages"] = _with_prompt(body.get("messages"), prompt, "messages")
+        case "/v1/responses":
+            given = body.get("input")
+            if isinstance(given, str):
+                given = [{"role": "user", "content": given}]
+            body["input"] = _with_prompt(given, prompt, "input")
+            if prompt.mode == "replace_system":
+                body.pop("instructions", None)
+        case _:
+            raise InvalidInputError(
+                f"{name} carries a prompt of messages: ask it at {CHAT} or {RESPONSES}"
+            )
+
+
+def _with_prompt(given: object, prompt: Prompt, param: str) -> list[Mapping[str, Any]]:
+    if not isinstance(given, list):
+        raise InvalidInputError(f"`{param}` must be a list of messages", param=param)
+    if prompt.mode == "replace_system":
+        given = [message for message in given if not _is_system(message)]
+    return [*prompt.messages, *given]
+
+
+def _is_system(message: object) -> bool:
+    return isinstance(message, dict) and message.get("role") in ("system", "developer")
