@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> tuple[list[Cell], dict[str, str]]:
         place = Place(processes, Path(folder), cores, engine_url, engine_pid)
         started, skipped = _start_all(arguments.only, place)
         for name, target in started.items():
-            _check_answer(name, target.url)
+            _say(f"warming up {name}")
             drive(target.url, WORKLOADS[1], 1, cores.rest)
         for number in range(1, arguments.rounds + 1):
             for workload in workloads:
@@ -134,12 +134,17 @@ def _start_all(only: Sequence[str], place: Place) -> tuple[dict[str, Started], d
 def _start(target: Target, place: Place) -> Started:
     folder = place.folder / target.name
     folder.mkdir()
-    return target.start(
+    started = target.start(
         Place(place.processes, folder, place.cores, place.engine_url, place.engine_pid)
     )
+    try:
+        _check_answer(started.url)
+    except (StartError, OSError, http.client.HTTPException) as error:
+        raise StartError(f"{error}; its log ends:\n{place.processes.tail(target.name)}") from error
+    return started
 
 
-def _check_answer(name: str, url: str) -> None:
+def _check_answer(url: str) -> None:
     """One real request first: a table of quick refusals would look splendid."""
     parts = urlsplit(url)
     headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
@@ -152,9 +157,7 @@ def _check_answer(name: str, url: str) -> None:
         finally:
             connection.close()
         if response.status != 200 or sign not in body:
-            raise StartError(
-                f"{name} answered {response.status} to {workload.name}: {body[:300]!r}"
-            )
+            raise StartError(f"it answered {response.status} to {workload.name}: {body[:300]!r}")
 
 
 def _set_stream(engine_url: str, workload: Workload) -> None:
@@ -257,6 +260,8 @@ def _row(target: str, summary: Summary) -> str:
 def _ratios(summaries: Summaries, workloads: Sequence[str]) -> list[str]:
     """CPU of Sluice over CPU of the peer: below 1, Sluice is the cheaper."""
     peers = [t for t in dict.fromkeys(t for _, t in summaries) if t not in ("sluice", "direct")]
+    if not peers:
+        return []
     lines = [f"{'CPU, sluice ÷':<16}" + "".join(f"{workload:>12}" for workload in workloads)]
     for peer in peers:
         cells = [

@@ -110,6 +110,11 @@ class Processes:
             time.sleep(0.05)
         return process.pid
 
+    def tail(self, name: str) -> str:
+        """The end of what `name` said so far, if it was started here."""
+        log = self.folder / f"{name}.log"
+        return _tail(log) if log.exists() else ""
+
 
 @contextmanager
 def _pinned(core: int) -> Iterator[None]:

@@ -178,7 +178,7 @@ def start_sluice(place: Place) -> Started:
     # The controller creates the route that the configuration names.
     controller_pid = start(
         "controller",
-        _sluice("controller", config),
+        _role("rollout.controller", config),
         core=rest,
         ready=f"http://127.0.0.1:{controller_port}/readyz",
         environ=environ,
@@ -186,7 +186,7 @@ def start_sluice(place: Place) -> Started:
     url = f"http://127.0.0.1:{port}"
     pid = start(
         "sluice",
-        _sluice("gateway", config),
+        _role("gateway", config),
         core=place.cores.gateway,
         ready=f"{url}/readyz",
         environ=environ,
@@ -194,8 +194,8 @@ def start_sluice(place: Place) -> Started:
     return Started(url, pid, (store_pid, controller_pid))
 
 
-def _sluice(role: str, config: Path) -> list[str]:
-    return [sys.executable, "-m", "rollout.cli", role, "--config", str(config)]
+def _role(module: str, config: Path) -> list[str]:
+    return [sys.executable, "-m", module, "--config", str(config)]
 
 
 def install_in_own_environment(name: str, requirement: str) -> Path:
