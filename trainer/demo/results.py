@@ -1,0 +1,89 @@
+"""What the demo found out, and the table that it ends with."""
+
+from dataclasses import dataclass, field
+
+from rich.console import Group
+from rich.table import Table
+
+from rollout.evidence import PairCounts, Score
+from rollout.policy import Policy
+from rollout.statistics import evidence_above, evidence_below
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One version's way through the demo. `pairs` is what its trial had come to when last seen."""
+
+    version: str
+    what: str
+    score: Score | None = None
+    pairs: PairCounts | None = None
+    labels: int = 0
+    end: str = ""
+
+
+@dataclass(slots=True)
+class Results:
+    policy: Policy
+    candidates: list[Candidate] = field(default_factory=list)
+    stages: list[tuple[str, float]] = field(default_factory=list)
+    requests: int = 0
+    failed: int = 0
+
+    def render(self) -> Group:
+        """The versions, and the seconds of each stage."""
+        return Group(self._versions(), self._stages())
+
+    def _versions(self) -> Table:
+        table = Table(title="What the loop made of it", title_justify="left")
+        table.add_column("version")
+        table.add_column("what it is", overflow="fold")
+        table.add_column("right on held-out sentences", justify="right")
+        for name in ("pairs", "won", "lost", "E not worse", "E worse", "labels"):
+            table.add_column(name, justify="right")
+        table.add_column("how it ended", overflow="fold")
+        for candidate in self.candidates:
+            table.add_row(
+                candidate.version,
+                candidate.what,
+                _accuracy(candidate.score),
+                *self._evidence(candidate),
+                candidate.end,
+            )
+        return table
+
+    def _evidence(self, candidate: Candidate) -> list[str]:
+        pairs = candidate.pairs
+        if pairs is None:
+            return ["–"] * 5 + ["–"]
+        wins, losses = pairs.wins, pairs.losses
+        return [
+            str(pairs.total),
+            str(wins),
+            str(losses),
+            _number(evidence_above(wins, losses, 0.5 - self.policy.margin)),
+            _number(evidence_below(wins, losses, 0.5)),
+            str(candidate.labels),
+        ]
+
+    def _stages(self) -> Table:
+        table = Table(title="How long it took", title_justify="left")
+        table.add_column("stage")
+        table.add_column("seconds", justify="right")
+        for stage, seconds in self.stages:
+            table.add_row(stage, f"{seconds:.0f}")
+        table.add_section()
+        table.add_row("all of it", f"{sum(seconds for _, seconds in self.stages):.0f}")
+        table.caption = f"{self.requests:,} requests of the application, {self.failed} failed"
+        table.caption_justify = "left"
+        return table
+
+
+def _accuracy(score: Score | None) -> str:
+    if score is None:
+        return "–"
+    return f"{score.accuracy:.1%} [{score.low:.1%}, {score.high:.1%}] of {score.total}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 1e6 else f"{value:.1e}"
