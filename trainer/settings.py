@@ -1,0 +1,87 @@
+"""The trainer's own section of the configuration, `[trainer]`."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field
+
+from rollout.errors import ConfigError
+from rollout.settings import Section, Settings
+
+
+class TrainerSettings(Section):
+    """
+    models: where the base that an engine serves under a name lies on this machine; paths are
+        relative to the configuration file. A base that is not named is looked for in
+        `models/NAME` below the data directory.
+    suites: the evaluation suite of a route, else `suites/ROUTE.jsonl` below the data directory,
+        else the held-out part of its dataset.
+    threads: cores that a run uses; 0 is all of them.
+    nice: added to a run's niceness, so that what serves on the same machine comes first.
+    load_seconds: how long the controller and the engines may take to load an adapter.
+    tolerance: how far (in nats, of any probed token) the engine's log-probabilities may lie from
+        the trainer's in float32; tenfold for bfloat16.
+    """
+
+    models: Mapping[str, Path] = Field(default_factory=dict)
+    suites: Mapping[str, Path] = Field(default_factory=dict)
+    gateway_url: str | None = None
+    key: str | None = None
+    threads: int = Field(0, ge=0)
+    nice: int = Field(5, ge=0, le=19)
+    poll_seconds: float = Field(1.0, gt=0)
+    lease_seconds: float = Field(30.0, gt=1)
+    checkpoint_seconds: float = Field(60.0, gt=0)
+    load_seconds: float = Field(180.0, gt=0)
+    concurrency: int = Field(8, ge=1)
+    tolerance: float = Field(0.02, gt=0)
+
+
+def model_path(settings: Settings, own: TrainerSettings, base: str) -> Path:
+    named = own.models.get(base)
+    return settings.data_path / "models" / base if named is None else settings.folder / named
+
+
+def suite_path(settings: Settings, own: TrainerSettings, route: str) -> Path | None:
+    """The suite configured for a route, or the one in the data directory, or None.
+
+    Raises ConfigError where the configured one is not there.
+    """
+    if (named := own.suites.get(route)) is not None:
+        path = settings.folder / named
+        if not path.is_file():
+            raise ConfigError(
+                f"the suite {path} of {route} is not there: mend its path under [trainer.suites]",
+                param=f"trainer.suites.{route}",
+            )
+        return path
+    usual = settings.data_path / "suites" / f"{route}.jsonl"
+    return usual if usual.is_file() else None
+
+
+def gateway_address(settings: Settings, own: TrainerSettings) -> str:
+    if own.gateway_url:
+        return own.gateway_url.rstrip("/").removesuffix("/v1")
+    host = str(settings.gateway.get("host", "127.0.0.1"))
+    # Where it listens on every address, this machine's own is one of them.
+    host = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104
+    return f"http://{host}:{settings.gateway.get('port', 8000)}"
+
+
+def gateway_key(
+    settings: Settings, own: TrainerSettings, environ: Mapping[str, str] | None = None
+) -> str:
+    """The key to evaluate with. Raises ConfigError that says where to put one."""
+    environ = os.environ if environ is None else environ
+    file = settings.data_path / "bootstrap.key"
+    key = own.key or environ.get("SLUICE_KEY") or environ.get("SLUICE_BOOTSTRAP_KEY")
+    if not key and file.is_file():
+        key = file.read_text(encoding="utf-8").strip()
+    if not key:
+        raise ConfigError(
+            "the trainer has no key to evaluate with: set `key` under [trainer], or SLUICE_KEY "
+            "(`sluice keys create` makes one with the scope `infer`)",
+            param="trainer.key",
+        )
+    return key

@@ -1,0 +1,499 @@
+"""The trainer: takes runs from the queue and carries each from labels to a proposed version.
+
+python -m trainer.worker --config sluice.toml
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rollout.artifacts import ArtifactStore
+from rollout.engines import Engine
+from rollout.errors import (
+    ConfigError,
+    InvalidInputError,
+    LeaseLostError,
+    RefusedError,
+    SluiceError,
+    StaleRevisionError,
+    StoreUnavailableError,
+    UnservableError,
+)
+from rollout.evidence import Report
+from rollout.runs import RunEvent, RunState, TrainingRun
+from rollout.settings import Settings, check_section, load_settings
+from rollout.state import Proposed
+from rollout.stores import Stores, open_stores
+from rollout.versions import Prompt, Version
+from trainer import publish
+from trainer.base import BaseModel
+from trainer.config import TrainingConfig
+from trainer.dataset import Dataset, compile_dataset
+from trainer.dataset import load as load_dataset
+from trainer.evaluate import Gateway, Graded, answer_suite, compare
+from trainer.job import Job
+from trainer.process import run_job
+from trainer.settings import (
+    TrainerSettings,
+    gateway_address,
+    gateway_key,
+    model_path,
+    suite_path,
+)
+from trainer.suites import Suite, heldout_suite, read_suite, sample_suite
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# Fewer rows cannot show a difference: six of them gained and none lost is the least that does.
+_FEWEST_EVALUATION_ROWS = 10
+_NOTE_SECONDS = 1.0
+_WANT_SECONDS = 600.0
+_STORE_PATIENCE_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a run works with, looked up and checked before anything is done."""
+
+    config: TrainingConfig
+    parent: Version
+    engine: Engine
+    base: BaseModel
+    prompt: Prompt | None
+    schema: str | None
+    suite: Suite | None
+
+
+class RunInHand:
+    """The run that this trainer holds. All that is written about it goes through here."""
+
+    def __init__(self, stores: Stores, run: TrainingRun) -> None:
+        self.run = run
+        self.wanted: tuple[str, ...] = ()
+        self._stores = stores
+        self._noted = 0.0
+
+    async def advance(self, state: RunState, message: str, **changes: Any) -> None:
+        """Store the run in its new state. Raises LeaseLostError where another trainer has it."""
+        after = replace(self.run, state=state, **changes)
+        await patiently(lambda: self._stores.runs.update(after))
+        self.run = after
+        log.info("run %s: %s: %s", self.run.id, state, message)
+        await self.note(message)
+
+    async def note(
+        self,
+        message: str,
+        *,
+        done: int = 0,
+        total: int = 0,
+        eta: float | None = None,
+        values: Mapping[str, float] | None = None,
+    ) -> None:
+        """Tell whoever watches. A line that cannot be stored is lost, and nothing else is."""
+        event = RunEvent(self.run.state, message, datetime.now(UTC), done, total, eta, values or {})
+        with contextlib.suppress(StoreUnavailableError):
+            await self._stores.runs.note(self.run.id, event)
+        self._noted = time.monotonic()
+
+    async def note_progress(
+        self,
+        message: str,
+        *,
+        done: int,
+        total: int,
+        eta: float | None = None,
+        values: Mapping[str, float] | None = None,
+    ) -> None:
+        """As `note`, but at most one line a second, the last one always."""
+        if done == total or time.monotonic() - self._noted >= _NOTE_SECONDS:
+            await self.note(message, done=done, total=total, eta=eta, values=values)
+
+
+class Worker:
+    """One trainer. `serve` until `stopping` is set; what it had in hand then waits anew."""
+
+    def __init__(self, stores: Stores, settings: Settings, own: TrainerSettings) -> None:
+        self._stores = stores
+        self._settings = settings
+        self._own = own
+        self._artifacts = ArtifactStore(
+            settings.artifacts_url, cache=settings.data_path / "adapters"
+        )
+        self._engines = {engine.name: engine for engine in settings.engine_list()}
+        self._name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+    async def serve(self, stopping: asyncio.Event) -> None:
+        """Take one run after the other."""
+        while not stopping.is_set():
+            try:
+                run = await self._stores.runs.take(self._name, self._own.lease_seconds)
+                if run is not None:
+                    await self.carry_out(run, stopping)
+                    continue
+            except LeaseLostError as exc:
+                log.warning("%s", exc.message)
+            except StoreUnavailableError as exc:
+                log.warning("%s; trying again", exc.message)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), self._own.poll_seconds)
+
+    async def carry_out(self, run: TrainingRun, stopping: asyncio.Event) -> None:
+        """Bring a run that was just taken to its end, or back to the queue when stopping.
+
+        Raises LeaseLostError where another trainer has taken it over.
+        """
+        hand = RunInHand(self._stores, run)
+        work = asyncio.create_task(self._work(hand))
+        lease = asyncio.create_task(self._keep_lease(hand))
+        stop = asyncio.create_task(stopping.wait())
+        tasks: set[asyncio.Task[Any]] = {work, lease, stop}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # A job that is cancelled saves its state first.
+            work.cancel()
+            await asyncio.wait({work})
+            lease.cancel()
+            stop.cancel()
+            await asyncio.wait(tasks)
+        await self._conclude(hand, work, lease)
+
+    async def _conclude(
+        self, hand: RunInHand, work: asyncio.Task[None], lease: asyncio.Task[None]
+    ) -> None:
+        failure = None if work.cancelled() else work.exception()
+        if not work.cancelled() and failure is None:
+            return
+        if not lease.cancelled() and (lost := lease.exception()) is not None:
+            raise lost
+        match failure:
+            case None if not lease.cancelled():
+                await hand.advance("cancelled", "cancelled", reason="cancelled on request")
+            case None:
+                await hand.advance("queued", "the trainer stops; the run waits for the next one")
+                return
+            case LeaseLostError():
+                raise failure
+            case StoreUnavailableError():
+                await hand.advance("queued", f"{failure.message}; the run waits for it")
+                return
+            case UnservableError() | InvalidInputError() | RefusedError():
+                await hand.advance("refused", failure.message, reason=failure.message)
+            case SluiceError():
+                await hand.advance("failed", failure.message, reason=failure.message)
+            case _:
+                log.error("run %s failed", hand.run.id, exc_info=failure)
+                reason = f"{type(failure).__name__}: {failure}; the trainer's log has more"
+                await hand.advance("failed", reason, reason=reason)
+        await self._let_go(hand)
+
+    async def _keep_lease(self, hand: RunInHand) -> None:
+        """Renew until somebody asks the run to stop. Raises LeaseLostError."""
+        while True:
+            try:
+                seen = await self._stores.runs.renew(hand.run, self._own.lease_seconds)
+                if seen.cancel_requested:
+                    return
+                for name in hand.wanted:
+                    await self._stores.catalog.want(name, _WANT_SECONDS)
+            except StoreUnavailableError as exc:
+                log.warning("cannot renew the lease on run %s: %s", hand.run.id, exc.message)
+            await asyncio.sleep(self._own.lease_seconds / 3)
+
+    async def _work(self, hand: RunInHand) -> None:
+        """The run from its beginning; what an earlier trainer finished is not done again."""
+        await hand.advance("dataset", f"{hand.run.route}: making a dataset from the labels")
+        task = await self._look_up(hand.run)
+        dataset = await self._dataset(hand, task)
+        suite = task.suite or heldout_suite(hand.run.route, dataset, task.schema)
+        suite = sample_suite(suite, task.config.evaluation_rows)
+        _check_rows(dataset, suite, task.config)
+
+        await hand.advance("training", f"training on {len(dataset.split('train'))} rows")
+        published = await self._train(hand, task, dataset)
+
+        await hand.advance(
+            "publishing", f"published as {published.digest[:20]}", adapter=published.digest
+        )
+        version = await publish.register(
+            self._stores, hand.run, task.parent, published, task.prompt, datetime.now(UTC)
+        )
+        await hand.advance("publishing", f"registered as {version.name}", version=version.name)
+        await self._prove(hand, task, version, published)
+
+        await hand.advance("evaluating", f"{version.name} against {task.parent.name}")
+        report = await self._evaluate(hand, task, version, suite)
+        await self._propose(hand, version, report)
+        await self._let_go(hand)
+
+    async def _look_up(self, run: TrainingRun) -> Task:
+        parent = await self._stores.rollouts.version(run.parent)
+        route = await self._stores.rollouts.route(run.route)
+        engine = self._engines.get(parent.engine)
+        if engine is None:
+            raise ConfigError(
+                f"{parent.name} is served by engine {parent.engine!r}, which the trainer's "
+                "configuration does not have: add it under [[engines]]",
+                param="engines",
+            )
+        if engine.kind != "vllm":
+            raise UnservableError(
+                f"engine {engine.name!r} loads no adapters: it is of kind {engine.kind!r}"
+            )
+        config = TrainingConfig.from_mapping(run.config, max_rank=engine.max_rank)
+        base = BaseModel.open(parent.base, model_path(self._settings, self._own, parent.base))
+        path = suite_path(self._settings, self._own, run.route)
+        return Task(
+            config=config,
+            parent=parent,
+            engine=engine,
+            base=base,
+            prompt=await self._prompt(config, parent),
+            schema=route.schema,
+            suite=None if path is None else await asyncio.to_thread(read_suite, run.route, path),
+        )
+
+    async def _prompt(self, config: TrainingConfig, parent: Version) -> Prompt | None:
+        """What the new version puts before the client's messages."""
+        if config.prompt == "none":
+            return None
+        if config.prompt == "parent":
+            return parent.prompt
+        return (await self._stores.rollouts.version(config.prompt)).prompt
+
+    async def _dataset(self, hand: RunInHand, task: Task) -> Dataset:
+        if hand.run.dataset is not None:
+            return load_dataset(self._artifacts.document(hand.run.dataset))
+        labelled = await self._stores.cases.labelled(hand.run.route)
+        dataset = await asyncio.to_thread(
+            compile_dataset,
+            labelled,
+            heldout=0.0 if task.suite else task.config.heldout,
+            validation=task.config.validation,
+            suite_prompts=[row.messages for row in task.suite.rows] if task.suite else (),
+        )
+        await asyncio.to_thread(self._artifacts.put_document, dataset.content)
+        await hand.advance(
+            "dataset", _describe(dataset, labels=len(labelled)), dataset=dataset.digest
+        )
+        return dataset
+
+    async def _train(self, hand: RunInHand, task: Task, dataset: Dataset) -> publish.Published:
+        if hand.run.adapter is not None:
+            return publish.open_bundle(self._artifacts, hand.run.adapter)
+        folder = self._settings.data_path / "runs" / hand.run.id
+        job = Job(
+            base=task.base.name,
+            base_path=str(task.base.path),
+            folder=str(folder),
+            config=asdict(task.config),
+            prompt=None if task.prompt is None else asdict(task.prompt),
+            threads=self._own.threads,
+            nice=self._own.nice,
+            checkpoint_seconds=self._own.checkpoint_seconds,
+        )
+        _write_dataset(job.dataset, dataset)
+
+        async def on_line(line: Mapping[str, Any]) -> None:
+            await _note_line(hand, line)
+
+        await run_job(job, on_line)
+        bundle = await asyncio.to_thread(self._artifacts.publish, job.bundle)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        return publish.open_bundle(self._artifacts, bundle.digest)
+
+    async def _prove(
+        self, hand: RunInHand, task: Task, version: Version, published: publish.Published
+    ) -> None:
+        hand.wanted = (version.name, task.parent.name)
+        for name in hand.wanted:
+            await self._stores.catalog.want(name, _WANT_SECONDS)
+        await hand.note(f"waiting until the engine has loaded {version.served_name}")
+        proofs = await publish.prove_everywhere(
+            self._stores,
+            task.engine,
+            version,
+            published,
+            load_seconds=self._own.load_seconds,
+            tolerance=self._own.tolerance,
+        )
+        for proof in proofs:
+            values = {"adapter": proof.adapter, "base": proof.base, "effect": proof.effect}
+            await hand.note(f"proved: {proof}", values=values)
+
+    async def _evaluate(
+        self, hand: RunInHand, task: Task, version: Version, suite: Suite
+    ) -> Report:
+        gateway = Gateway(
+            gateway_address(self._settings, self._own),
+            gateway_key(self._settings, self._own),
+            concurrency=self._own.concurrency,
+        )
+        graded, seconds = await self._answers(hand, gateway, version.name, suite)
+        parents, parent_seconds = await self._answers(hand, gateway, task.parent.name, suite)
+        report = compare(
+            route=hand.run.route,
+            version=version.name,
+            parent=task.parent.name,
+            suite=suite,
+            graded=graded,
+            parent_graded=parents,
+            seconds=(seconds, parent_seconds),
+            now=datetime.now(UTC),
+        )
+        await patiently(lambda: self._stores.reports.put(report))
+        await hand.advance("evaluating", report.reason, report=report.id)
+        return report
+
+    async def _answers(
+        self, hand: RunInHand, gateway: Gateway, version: str, suite: Suite
+    ) -> tuple[list[Graded], float]:
+        began = time.monotonic()
+
+        async def note(done: int, total: int) -> None:
+            spent = time.monotonic() - began
+            await hand.note_progress(
+                f"asking {version}", done=done, total=total, eta=spent / done * (total - done)
+            )
+
+        graded = await answer_suite(gateway, version, suite, on_row=note)
+        return graded, time.monotonic() - began
+
+    async def _propose(self, hand: RunInHand, version: Version, report: Report) -> None:
+        if report.outcome != "pass":
+            await hand.advance("refused", f"not proposed: {report.reason}", reason=report.reason)
+            return
+        event = Proposed(
+            version=version.number,
+            at=datetime.now(UTC),
+            by=hand.run.created_by,
+            reason=f"run {hand.run.id}, report {report.id[:12]}: {report.reason}",
+        )
+        try:
+            before = await self._stores.rollouts.get(hand.run.route)
+            await self._stores.rollouts.commit(before, event)
+        except StaleRevisionError as exc:
+            reason = f"{report.reason}; not proposed: {exc.message}; propose {version.name} by hand"
+            await hand.advance("refused", reason, reason=reason)
+        except RefusedError as exc:
+            reason = f"{report.reason}; not proposed: {exc.message}"
+            await hand.advance("refused", reason, reason=reason)
+        else:
+            await hand.advance("proposed", f"{version.name} is proposed", reason=report.reason)
+
+    async def _let_go(self, hand: RunInHand) -> None:
+        """What was wanted for the evaluation alone may leave the engines."""
+        with contextlib.suppress(StoreUnavailableError):
+            for name in hand.wanted:
+                await self._stores.catalog.want(name, 0)
+
+
+async def patiently(write: Callable[[], Awaitable[T]]) -> T:
+    """Try again while the store is away, for minutes: what was trained is worth the wait."""
+    give_up = time.monotonic() + _STORE_PATIENCE_SECONDS
+    while True:
+        try:
+            return await write()
+        except StoreUnavailableError as exc:
+            if time.monotonic() > give_up:
+                raise
+            log.warning("%s; trying again", exc.message)
+            await asyncio.sleep(1.0)
+
+
+async def _note_line(hand: RunInHand, line: Mapping[str, Any]) -> None:
+    """A line of the job as progress of the run."""
+    progress = line.get("progress")
+    if progress is None:
+        await hand.note(str(line.get("message", "")))
+        return
+    values = {
+        name: progress[name]
+        for name in ("loss", "learning_rate", "tokens_per_second", "validation_loss")
+        if progress.get(name) is not None
+    }
+    await hand.note_progress(
+        f"loss {progress['loss']:.3f}, {progress['tokens_per_second']:.0f} tokens/s",
+        done=progress["done"],
+        total=progress["total"],
+        eta=progress["eta"],
+        values=values,
+    )
+
+
+def _check_rows(dataset: Dataset, suite: Suite, config: TrainingConfig) -> None:
+    train = len(dataset.split("train"))
+    if train < config.minimum_rows:
+        why = ", ".join(f"{count} {reason}" for reason, count in dataset.stats["dropped"].items())
+        raise InvalidInputError(
+            f"there are {train} rows to train on, and at least {config.minimum_rows} are needed: "
+            "label more cases" + (f" (dropped: {why})" if why else ""),
+            param="minimum_rows",
+        )
+    if len(suite.rows) < _FEWEST_EVALUATION_ROWS:
+        raise InvalidInputError(
+            f"there are {len(suite.rows)} rows to evaluate on, and at least "
+            f"{_FEWEST_EVALUATION_ROWS} are needed to show a difference: label more cases, raise "
+            "heldout, or give the route a suite",
+            param="heldout",
+        )
+
+
+def _describe(dataset: Dataset, *, labels: int) -> str:
+    stats = dataset.stats
+    splits = ", ".join(f"{count} {name}" for name, count in sorted(stats["splits"].items()))
+    dropped = ", ".join(f"{count} {reason}" for reason, count in stats["dropped"].items())
+    return (
+        f"{labels} labels, {stats['rows']} rows ({splits or 'none'})"
+        + (f"; dropped: {dropped}" if dropped else "")
+        + f"; dataset {dataset.digest[:20]}"
+    )
+
+
+def _write_dataset(path: Path, dataset: Dataset) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(dataset.content)
+
+
+async def serve(settings: Settings) -> None:
+    """Run a trainer until SIGTERM or SIGINT."""
+    own = check_section(TrainerSettings, settings.trainer, "trainer")
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with open_stores(settings.store_url) as stores:
+        log.info("waiting for runs")
+        await Worker(stores, settings, own).serve(stopping)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer.worker")
+    parser.add_argument("--config", type=Path)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        asyncio.run(serve(load_settings(arguments.config)))
+    except SluiceError as exc:
+        sys.stderr.write(f"trainer: {exc.message}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
