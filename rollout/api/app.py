@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from rollout.api import (
     cases,
+    datasets,
     engines,
     health,
     keys,
@@ -20,6 +21,7 @@ from rollout.api import (
     versions,
 )
 from rollout.api.errors import add_error_handlers
+from rollout.artifacts import ArtifactStore
 from rollout.console.app import add_console
 from rollout.control.context import Control
 from rollout.control.keyring import Keyring
@@ -50,11 +52,14 @@ def create_app(
         redoc_url=None,
     )
     keyring = Keyring(stores, bootstrap_key, time.monotonic)
-    app.state.control = Control(stores=stores, settings=settings, keyring=keyring, now=now)
+    artifacts = ArtifactStore(settings.artifacts_url, cache=settings.data_path / "adapters")
+    app.state.control = Control(
+        stores=stores, settings=settings, artifacts=artifacts, keyring=keyring, now=now
+    )
     app.state.registry = registry
     add_error_handlers(app)
     app.include_router(health.router)
-    for resource in (routes, rollouts, versions, engines, cases, runs, reports, keys):
+    for resource in (routes, rollouts, versions, engines, cases, runs, datasets, reports, keys):
         app.include_router(resource.router, prefix=_PREFIX)
     add_console(app)
     return app

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from rollout.artifacts import ArtifactStore
 from rollout.control.keyring import Keyring
 from rollout.settings import Settings
 from rollout.stores import Stores
@@ -13,5 +14,6 @@ from rollout.stores import Stores
 class Control:
     stores: Stores
     settings: Settings
+    artifacts: ArtifactStore
     keyring: Keyring
     now: Callable[[], datetime]

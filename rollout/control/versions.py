@@ -1,6 +1,6 @@
 """Versions: what exists, where it answers, and registering another."""
 
-import hashlib
+import asyncio
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,10 @@ _WEIGHTS = "adapter_model.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What a person registers; engine and base are those of the route's stable version."""
+    """What a person registers; engine and base are those of the route's stable version.
+
+    `adapter_path` is copied into the artifact store, so that nobody can change it afterwards.
+    """
 
     route: str
     prompt: Prompt | None = None
@@ -33,9 +36,13 @@ async def register(control: Control, caller: ApiKey, draft: Draft) -> VersionVie
     """Give it the route's next number. Raises InvalidInputError, UnservableError, NotFoundError."""
     rollout = await control.stores.rollouts.get(draft.route)
     stable = await control.stores.rollouts.version(f"{draft.route}@{rollout.stable}")
-    adapter = None
+    adapter, adapter_path = None, None
     if draft.adapter_path is not None:
-        adapter = _check_adapter(Path(draft.adapter_path), _engine(control, stable.engine))
+        folder = Path(draft.adapter_path)
+        await asyncio.to_thread(_check_adapter, folder, _engine(control, stable.engine))
+        bundle = await asyncio.to_thread(control.artifacts.publish, folder)
+        adapter = bundle.digest
+        adapter_path = str(await asyncio.to_thread(control.artifacts.local_path, adapter))
     version = await control.stores.rollouts.register(
         Version(
             route=draft.route,
@@ -45,7 +52,7 @@ async def register(control: Control, caller: ApiKey, draft: Draft) -> VersionVie
             base_revision=stable.base_revision,
             created_at=control.now(),
             adapter=adapter,
-            adapter_path=draft.adapter_path,
+            adapter_path=adapter_path,
             prompt=draft.prompt,
             sampling=draft.sampling,
             parent=stable.number,
@@ -134,8 +141,8 @@ def _engine(control: Control, name: str) -> Engine | None:
     return next((engine for engine in control.settings.engine_list() if engine.name == name), None)
 
 
-def _check_adapter(folder: Path, engine: Engine | None) -> str:
-    """The digest of a PEFT adapter that this engine may serve; raises with what is wrong."""
+def _check_adapter(folder: Path, engine: Engine | None) -> None:
+    """Raise with what is wrong, unless it is a PEFT adapter that this engine may serve."""
     if not folder.is_absolute():
         raise InvalidInputError(
             f"{folder} is relative: the controller and the engines need the whole path",
@@ -155,7 +162,6 @@ def _check_adapter(folder: Path, engine: Engine | None) -> str:
             f"{engine.name!r} accepts: train with a smaller rank, or raise max_rank",
             param="r",
         )
-    return _digest(folder)
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
@@ -174,13 +180,3 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     if not isinstance(config, dict):
         raise InvalidInputError(f"{folder / _CONFIG} is no JSON object", param="adapter_path")
     return config
-
-
-def _digest(folder: Path) -> str:
-    total = hashlib.sha256()
-    for name in (_CONFIG, _WEIGHTS):
-        with (folder / name).open("rb") as file:
-            total.update(
-                f"{name}\x00{hashlib.file_digest(file, 'sha256').hexdigest()}\x00".encode()
-            )
-    return total.hexdigest()

@@ -106,6 +106,16 @@ class Imported:
 
 
 @dataclass(frozen=True, slots=True)
+class DatasetView:
+    """A snapshot that a run was trained on. `digest` names its bytes."""
+
+    digest: str
+    route: str
+    run: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class KeyView:
     id: str
     name: str

@@ -1,0 +1,362 @@
+"""A client of the control API, for the command line and for programs that drive a rollout."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx2
+from pydantic import TypeAdapter, ValidationError
+
+from rollout.cases import Choice
+from rollout.control.views import (
+    CaseView,
+    Changed,
+    DatasetView,
+    EngineView,
+    Imported,
+    KeyView,
+    NewKey,
+    Recorded,
+    RolloutView,
+    RouteView,
+    Verb,
+    VersionView,
+)
+from rollout.errors import (
+    AuthenticationError,
+    EngineUnavailableError,
+    SluiceError,
+    UnavailableError,
+)
+from rollout.evidence import Report
+from rollout.runs import RunEvent, TrainingRun
+from rollout.stores import AuditEntry, CaseStats, GatewayPresence, HistoryEntry
+
+T = TypeVar("T")
+JSON = Mapping[str, Any]
+
+_POLL_SECONDS = 0.02
+_RETRY_SECONDS = 0.5
+# How long a stream of progress may be interrupted by a controller that restarts.
+_RECONNECT_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """`missing` are the live gateways that had not confirmed when the time was over."""
+
+    confirmed: int
+    missing: tuple[GatewayPresence, ...]
+
+
+class ControlClient:
+    """Speaks to one control API as one key. Every method raises the SluiceError that the API
+    answered with, or UnavailableError where nobody answered."""
+
+    def __init__(self, url: str, key: str, *, timeout: float = 30.0) -> None:
+        self._url = url.rstrip("/")
+        self._http = httpx2.Client(
+            base_url=f"{self._url}/api/v1",
+            headers={"authorization": f"Bearer {key}"},
+            timeout=httpx2.Timeout(timeout, connect=5.0),
+            # The control plane is inside the house: a proxy for the outside is in the way.
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # Routes and rollouts
+
+    def routes(self) -> list[RouteView]:
+        return self._get(list[RouteView], "/routes")
+
+    def route(self, name: str) -> RouteView:
+        return self._get(RouteView, f"/routes/{name}")
+
+    def put_route(self, name: str, configuration: JSON) -> RouteView:
+        """Create or configure a route; `configuration` is the body of PUT /routes/{route}."""
+        return self._send(RouteView, "PUT", f"/routes/{name}", configuration)
+
+    def rollout(self, route: str) -> RolloutView:
+        return self._get(RolloutView, f"/routes/{route}/rollout")
+
+    def history(self, route: str, limit: int = 100) -> list[HistoryEntry]:
+        return self._get(list[HistoryEntry], f"/routes/{route}/history", limit=limit)
+
+    def change(
+        self,
+        route: str,
+        verb: Verb,
+        *,
+        reason: str,
+        version: str | None = None,
+        percent: float | None = None,
+        revision: int | None = None,
+        force: bool = False,
+        patience: float = 0.0,
+    ) -> Changed:
+        """Move a rollout. For `patience` seconds it waits for an engine to serve the candidate."""
+        body = {
+            "reason": reason,
+            "version": version,
+            "percent": percent,
+            "revision": revision,
+            "force": force,
+        }
+        body = {name: value for name, value in body.items() if value is not None}
+        until = time.monotonic() + patience
+        while True:
+            try:
+                return self._send(Changed, "POST", f"/routes/{route}/rollout/{verb}", body)
+            except EngineUnavailableError:
+                if time.monotonic() >= until:
+                    raise
+            time.sleep(_RETRY_SECONDS)
+
+    def wait_until_served(self, catalog_revision: int, seconds: float) -> Confirmation:
+        """Wait until every live gateway serves that revision, at most so long.
+
+        A gateway that drains takes no new requests, so nobody waits for it.
+        """
+        until = time.monotonic() + seconds
+        while True:
+            live = [gateway for gateway in self.gateways() if not gateway.draining]
+            missing = tuple(each for each in live if each.revision < catalog_revision)
+            if not missing or time.monotonic() >= until:
+                return Confirmation(len(live) - len(missing), missing)
+            time.sleep(_POLL_SECONDS)
+
+    # Versions and engines
+
+    def versions(self, route: str | None = None) -> list[VersionView]:
+        return self._get(list[VersionView], "/versions", route=route)
+
+    def version(self, name: str) -> VersionView:
+        return self._get(VersionView, f"/versions/{name}")
+
+    def register(
+        self,
+        route: str,
+        *,
+        prompt: JSON | None = None,
+        sampling: JSON | None = None,
+        adapter_path: str | None = None,
+        note: str = "",
+    ) -> VersionView:
+        """`prompt` is {"messages": […], "mode": "prepend" | "replace_system"}."""
+        body = {
+            "route": route,
+            "prompt": prompt,
+            "sampling": sampling or {},
+            "adapter_path": adapter_path,
+            "note": note,
+        }
+        return self._send(VersionView, "POST", "/versions", body)
+
+    def engines(self) -> list[EngineView]:
+        return self._get(list[EngineView], "/engines")
+
+    def gateways(self) -> list[GatewayPresence]:
+        return self._get(list[GatewayPresence], "/gateways")
+
+    # Cases
+
+    def cases(
+        self, route: str | None = None, state: str | None = None, limit: int = 100
+    ) -> list[CaseView]:
+        return self._get(list[CaseView], "/cases", route=route, state=state, limit=limit)
+
+    def case_stats(self, route: str | None = None) -> list[CaseStats]:
+        return self._get(list[CaseStats], "/cases/stats", route=route)
+
+    def claim(
+        self, route: str | None = None, count: int = 1, lease_seconds: int = 600
+    ) -> list[CaseView]:
+        body = {"route": route, "count": count, "lease_seconds": lease_seconds}
+        return self._send(list[CaseView], "POST", "/cases/claim", body)
+
+    def label(
+        self, case: str, choice: Choice, *, correction: str | None = None, comment: str = ""
+    ) -> Recorded:
+        body = {"choice": choice, "correction": correction, "comment": comment}
+        return self._send(Recorded, "POST", f"/cases/{case}/label", body)
+
+    def release(self, case: str) -> None:
+        self._request("POST", f"/cases/{case}/release")
+
+    def export_cases(self, route: str | None = None) -> Iterator[bytes]:
+        """The labelled cases as lines of JSON, in pieces of any length."""
+        try:
+            with self._http.stream("GET", "/cases/export", params=_params(route=route)) as response:
+                if response.is_error:
+                    response.read()
+                self._check(response)
+                yield from response.iter_bytes()
+        except httpx2.TransportError as exc:
+            raise self._unreachable(exc) from exc
+
+    def import_cases(self, lines: bytes) -> Imported:
+        return self._read(Imported, self._request("POST", "/cases/import", content=lines))
+
+    # Training
+
+    def start_run(self, route: str, config: JSON | None = None) -> TrainingRun:
+        return self._send(TrainingRun, "POST", "/runs", {"route": route, "config": config or {}})
+
+    def runs(self, route: str | None = None, limit: int = 50) -> list[TrainingRun]:
+        return self._get(list[TrainingRun], "/runs", route=route, limit=limit)
+
+    def run(self, run_id: str) -> TrainingRun:
+        return self._get(TrainingRun, f"/runs/{run_id}")
+
+    def cancel_run(self, run_id: str) -> TrainingRun:
+        return self._send(TrainingRun, "POST", f"/runs/{run_id}/cancel", {})
+
+    def follow_run(self, run_id: str) -> Iterator[RunEvent | TrainingRun]:
+        """Each line of progress as it comes, from the first one on; last the ended run."""
+        after = "0"
+        lost_at: float | None = None
+        while True:
+            try:
+                for event in self._events(run_id, after):
+                    lost_at = None
+                    if event.event == "end":
+                        yield _decode(TrainingRun, event.data)
+                        return
+                    after = event.id
+                    yield _decode(RunEvent, event.data)
+            except UnavailableError:
+                lost_at = lost_at or time.monotonic()
+                if time.monotonic() - lost_at > _RECONNECT_SECONDS:
+                    raise
+            time.sleep(_RETRY_SECONDS)
+
+    def datasets(self, route: str | None = None) -> list[DatasetView]:
+        return self._get(list[DatasetView], "/datasets", route=route)
+
+    def dataset(self, digest: str) -> bytes:
+        """Its rows as lines of JSON."""
+        return self._request("GET", f"/datasets/{digest}").content
+
+    def reports(self, route: str | None = None, limit: int = 50) -> list[Report]:
+        return self._get(list[Report], "/reports", route=route, limit=limit)
+
+    def report(self, report_id: str) -> Report:
+        return self._get(Report, f"/reports/{report_id}")
+
+    # Keys
+
+    def create_key(
+        self, name: str, scopes: Sequence[str], routes: Sequence[str] | None = None
+    ) -> NewKey:
+        body = {
+            "name": name,
+            "scopes": list(scopes),
+            "routes": None if routes is None else list(routes),
+        }
+        return self._send(NewKey, "POST", "/keys", body)
+
+    def keys(self) -> list[KeyView]:
+        return self._get(list[KeyView], "/keys")
+
+    def revoke_key(self, key_id: str) -> None:
+        self._request("DELETE", f"/keys/{key_id}")
+
+    def audit(self, limit: int = 100) -> list[AuditEntry]:
+        return self._get(list[AuditEntry], "/audit", limit=limit)
+
+    # How it speaks
+
+    def _get(self, kind: type[T], path: str, **params: object) -> T:
+        return self._read(kind, self._request("GET", path, params=_params(**params)))
+
+    def _send(self, kind: type[T], method: str, path: str, body: JSON) -> T:
+        return self._read(kind, self._request(method, path, json=body))
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx2.TransportError as exc:
+            raise self._unreachable(exc) from exc
+        self._check(response)
+        return response
+
+    def _events(self, run_id: str, after: str) -> Iterator[httpx2.ServerSentEvent]:
+        headers = {"last-event-id": after}
+        try:
+            with self._http.stream("GET", f"/runs/{run_id}/events", headers=headers) as response:
+                if response.is_error:
+                    response.read()
+                self._check(response)
+                yield from httpx2.EventSource(response)
+        except httpx2.TransportError as exc:
+            raise self._unreachable(exc) from exc
+
+    def _read(self, kind: type[T], response: httpx2.Response) -> T:
+        try:
+            return _decode(kind, response.content)
+        except ValidationError as exc:
+            raise UnavailableError(
+                f"what {self._url} answers is no answer of this version of Sluice: is it the control "
+                "API, and as new as this command?"
+            ) from exc
+
+    def _check(self, response: httpx2.Response) -> None:
+        if not response.is_error:
+            return
+        try:
+            body = response.json()["error"]
+            message, code, param = str(body["message"]), str(body["code"]), body["param"]
+        except (ValueError, KeyError, TypeError):
+            raise UnavailableError(
+                f"{self._url} answered {response.status_code} and is not the control API: set "
+                "--url or SLUICE_URL"
+            ) from None
+        if code == AuthenticationError.code:
+            message += ". Give another with --key or SLUICE_KEY"
+        error = _error_class(code, response.status_code)(message, param=param)
+        raise error
+
+    def _unreachable(self, exc: Exception) -> UnavailableError:
+        return UnavailableError(
+            f"the control API at {self._url} does not answer ({exc}): start Sluice with `sluice up`, "
+            "or say where it is with --url or SLUICE_URL"
+        )
+
+
+def _decode(kind: type[T], text: bytes | str) -> T:
+    value: T = TypeAdapter(kind).validate_json(text)
+    return value
+
+
+def _params(**params: object) -> dict[str, str]:
+    return {name: str(value) for name, value in params.items() if value is not None}
+
+
+def _error_class(code: str, status: int) -> type[SluiceError]:
+    """The class with this code, or failing that the most general one with this status."""
+    classes = list(_all_errors(SluiceError))
+    for kind in classes:
+        if kind.code == code:
+            return kind
+    return next((kind for kind in classes if kind.status == status), SluiceError)
+
+
+def _all_errors(kind: type[SluiceError]) -> Iterator[type[SluiceError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _all_errors(child)

@@ -1,0 +1,166 @@
+"""`sluice cases`: what waits for a person, and what they said."""
+
+import json
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from rollout.cases import CaseState
+from rollout.commands.session import Session, Subparsers, command, noun, table
+from rollout.control.views import AnswerView, CaseView
+from rollout.errors import InvalidInputError
+from rollout.stores import CaseStats
+
+
+def add(parsers: Subparsers) -> None:
+    below = noun(parsers, "cases", "list, claim, label, export and import cases")
+    listing = command(below, "list", _list, "list cases", reads=True)
+    listing.add_argument("route", nargs="?")
+    listing.add_argument("--state", choices=CaseState.__args__)  # type: ignore[attr-defined]
+    listing.add_argument("--limit", type=int, default=20)
+    claim = command(below, "claim", _claim, "take the most telling open cases", reads=True)
+    claim.add_argument("route", nargs="?")
+    claim.add_argument("--count", type=int, default=1)
+    claim.add_argument("--lease", type=int, default=600, metavar="SECONDS")
+    label = command(below, "label", _label, "say which answer of a claimed case is right")
+    label.add_argument("case")
+    label.add_argument("choice", choices=("first", "second", "both", "neither"))
+    label.add_argument("--correction", help="the answer that would have been right")
+    label.add_argument("--comment", default="")
+    release = command(below, "release", _release, "give a claimed case back unlabelled")
+    release.add_argument("case")
+    export = command(below, "export", _export, "write the labelled cases as lines of JSON")
+    export.add_argument("route", nargs="?")
+    export.add_argument("--output", "-o", metavar="FILE", type=Path, help="else standard output")
+    bring = command(below, "import", _import, "add exported cases; all of them or none")
+    bring.add_argument("file", type=Path, help="- is standard input")
+    stats = command(below, "stats", _stats, "count the cases", reads=True)
+    stats.add_argument("route", nargs="?")
+
+
+def _list(session: Session) -> int:
+    options = session.options
+    rows = session.client.cases(options.route, options.state, options.limit)
+    session.show(list[CaseView], rows, lambda: _table(rows))
+    return 0
+
+
+def _table(rows: list[CaseView]) -> Table:
+    made = table("CASE", "ROUTE", "STATE", "MADE", "REQUEST")
+    for row in rows:
+        last = str(row.messages[-1].get("content", "")) if row.messages else ""
+        made.add_row(
+            Text(row.id),
+            Text(row.route),
+            row.state,
+            f"{row.created_at:%Y-%m-%d %H:%M}",
+            Text(last[:80] + ("…" if len(last) > 80 else "")),
+        )
+    return made
+
+
+def _claim(session: Session) -> int:
+    options = session.options
+    rows = session.client.claim(options.route, options.count, options.lease)
+    if session.wants_json:
+        session.show(list[CaseView], rows, table)
+        return 0
+    for row in rows:
+        _print_case(session, row)
+    if not rows:
+        session.say("nothing is waiting")
+    return 0
+
+
+def _print_case(session: Session, case: CaseView) -> None:
+    session.out.print(Text(f"{case.id}  {case.route}", style="bold"))
+    for message in case.messages:
+        content = message.get("content")
+        shown = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+        session.say(f"  {message.get('role')}: {shown}")
+    session.say(f"  first:  {_shown(case.first)}")
+    session.say(f"  second: {_shown(case.second)}")
+    session.say(f"  sluice cases label {case.id} first|second|both|neither\n")
+
+
+def _shown(answer: AnswerView) -> str:
+    parts = [answer.text] if answer.text else []
+    parts += [json.dumps(call, ensure_ascii=False) for call in answer.tool_calls]
+    if answer.error:
+        parts.append(f"({answer.error})")
+    return "\n          ".join(parts) or "(an empty answer)"
+
+
+def _label(session: Session) -> int:
+    options = session.options
+    answer = session.client.label(
+        options.case, options.choice, correction=options.correction, comment=options.comment
+    )
+    if not answer.recorded:
+        session.say(f"{options.case} had a label already, which stays")
+        return 1
+    session.say(f"{options.case}: {options.choice}")
+    return 0
+
+
+def _release(session: Session) -> int:
+    session.client.release(session.options.case)
+    session.say(f"{session.options.case} is open again")
+    return 0
+
+
+def _export(session: Session) -> int:
+    pieces = session.client.export_cases(session.options.route)
+    target: Path | None = session.options.output
+    if target is None:
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+        return 0
+    draft = target.with_name(f".{target.name}.part")
+    try:
+        with draft.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
+    except OSError as exc:
+        raise InvalidInputError(f"cannot write {target}: {exc.strerror}") from exc
+    finally:
+        with suppress(OSError):
+            draft.unlink()
+    with target.open("rb") as file:
+        session.say(f"{sum(1 for _ in file)} labelled cases are in {target}")
+    return 0
+
+
+def _import(session: Session) -> int:
+    path: Path = session.options.file
+    try:
+        lines = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as exc:
+        raise InvalidInputError(f"cannot read {path}: {exc.strerror}") from exc
+    answer = session.client.import_cases(lines)
+    known = f"; {answer.known} were known already" if answer.known else ""
+    session.say(f"{answer.added} labelled cases were added{known}")
+    return 0
+
+
+def _stats(session: Session) -> int:
+    rows = session.client.case_stats(session.options.route)
+    session.show(list[CaseStats], rows, lambda: _stats_table(rows))
+    return 0
+
+
+def _stats_table(rows: list[CaseStats]) -> Table:
+    made = table("ROUTE", "OPEN", "LEASED", "LABELLED", "DROPPED", "OLDEST")
+    for row in rows:
+        oldest = f"{row.oldest_at:%Y-%m-%d %H:%M}" if row.oldest_at else "–"
+        counts = (row.open, row.leased, row.labelled, row.dropped)
+        made.add_row(Text(row.route), *map(str, counts), oldest)
+    return made

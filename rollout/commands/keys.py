@@ -1,0 +1,57 @@
+"""`sluice keys`: who may do what."""
+
+from rich.table import Table
+from rich.text import Text
+
+from rollout.commands.session import Session, Subparsers, command, noun, table
+from rollout.control.views import KeyView, NewKey
+from rollout.credentials import SCOPES
+
+
+def add(parsers: Subparsers) -> None:
+    below = noun(parsers, "keys", "create, list and revoke API keys")
+    create = command(below, "create", _create, "make a key; it is shown once", reads=True)
+    create.add_argument("name", help="who it is for; labels and changes carry this name")
+    create.add_argument(
+        "--scope", action="append", choices=sorted(SCOPES), help="may be repeated; default: infer"
+    )
+    create.add_argument("--route", action="append", help="only this route; may be repeated")
+    command(below, "list", _list, "list the keys", reads=True)
+    revoke = command(below, "revoke", _revoke, "revoke a key, everywhere within a second")
+    revoke.add_argument("id")
+
+
+def _create(session: Session) -> int:
+    options = session.options
+    made = session.client.create_key(options.name, options.scope or ["infer"], options.route)
+    if session.wants_json:
+        session.show(NewKey, made, table)
+        return 0
+    session.say(made.secret)
+    session.errors.print(Text(f"{made.key.id} for {made.key.name}. It is not shown again."))
+    return 0
+
+
+def _list(session: Session) -> int:
+    rows = session.client.keys()
+    session.show(list[KeyView], rows, lambda: _table(rows))
+    return 0
+
+
+def _table(rows: list[KeyView]) -> Table:
+    made = table("ID", "NAME", "SCOPES", "ROUTES", "MADE")
+    for row in rows:
+        made.add_row(
+            row.id,
+            Text(row.name),
+            ", ".join(row.scopes),
+            Text("all" if row.routes is None else ", ".join(row.routes)),
+            f"{row.created_at:%Y-%m-%d %H:%M}",
+        )
+    return made
+
+
+def _revoke(session: Session) -> int:
+    session.client.revoke_key(session.options.id)
+    session.say(f"{session.options.id} is revoked")
+    return 0

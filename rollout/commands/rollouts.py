@@ -1,0 +1,186 @@
+"""`sluice rollout`: where a rollout stands, and moving it."""
+
+import time
+from functools import partial
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rollout.commands.session import Session, Subparsers, command, noun, table
+from rollout.control.views import Changed, RolloutView, Verb
+from rollout.evidence import Evidence
+from rollout.state import Event
+from rollout.stores import HistoryEntry
+
+_ROLLBACK_SECONDS = 10.0
+_HELP: dict[Verb, str] = {
+    "propose": "put a version on trial; it begins in the shadow",
+    "canary": "give the candidate so many percent of the traffic",
+    "advance": "take the next of the route's steps; behind the last one, promote",
+    "hold": "stop where it is until a person decides",
+    "resume": "go on with a held trial",
+    "promote": "make the candidate stable",
+    "rollback": "end the trial, or bring the last stable back; returns when all gateways follow",
+}
+
+
+def add(parsers: Subparsers) -> None:
+    below = noun(parsers, "rollout", "look at rollouts and move them")
+    status = command(below, "status", _status, "show trials, evidence and verdicts", reads=True)
+    status.add_argument("route", nargs="?", help="else all of them")
+    for verb, help_text in _HELP.items():
+        parser = command(below, verb, partial(_change, verb=verb), help_text)
+        parser.add_argument("route")
+        if verb == "propose":
+            parser.add_argument("version", metavar="VERSION", help="ROUTE@NUMBER, or the number")
+        if verb == "canary":
+            parser.add_argument("percent", type=float)
+        parser.add_argument("--reason", help="why, for the history")
+        parser.add_argument("--revision", type=int, help="refuse if the rollout is not at this one")
+        if verb in ("propose", "promote", "advance"):
+            parser.add_argument(
+                "--force", action="store_true", help="without a passing gate; the history says so"
+            )
+        parser.add_argument(
+            "--wait",
+            type=float,
+            metavar="SECONDS",
+            default=_ROLLBACK_SECONDS if verb == "rollback" else 0.0,
+            help="wait so long for the engines to serve it and the gateways to follow",
+        )
+    history = command(below, "history", _history, "list what happened and why", reads=True)
+    history.add_argument("route")
+    history.add_argument("--limit", type=int, default=30)
+
+
+def _change(session: Session, verb: Verb) -> int:
+    options = session.options
+    began = time.monotonic()
+    changed = session.client.change(
+        options.route,
+        verb,
+        reason=session.reason(),
+        version=getattr(options, "version", None),
+        percent=getattr(options, "percent", None),
+        revision=options.revision,
+        force=getattr(options, "force", False),
+        patience=0.0 if verb == "rollback" else options.wait,
+    )
+    session.say(f"{options.route}: {_where(changed)}")
+    return _wait(session, changed, began) if options.wait > 0 else 0
+
+
+def _wait(session: Session, changed: Changed, began: float) -> int:
+    answer = session.client.wait_until_served(changed.catalog_revision, session.options.wait)
+    seconds = time.monotonic() - began
+    if answer.missing:
+        names = ", ".join(f"{each.host} (process {each.pid})" for each in answer.missing)
+        session.errors.print(
+            Text(
+                f"sluice: committed, but after {seconds:.1f} s these gateways have not confirmed: "
+                f"{names}. They follow as soon as they reach the store; if they don't, restart them"
+            )
+        )
+        return 1
+    if answer.confirmed == 0:
+        session.say("no gateway is alive, so there was nobody to wait for")
+    else:
+        plural = "" if answer.confirmed == 1 else "s"
+        session.say(f"{answer.confirmed} gateway worker{plural} confirmed in {seconds:.2f} s")
+    return 0
+
+
+def _where(changed: Changed) -> str:
+    rollout = changed.rollout
+    trial = rollout.trial
+    if trial is None:
+        return f"{rollout.route}@{rollout.stable} takes all of the traffic"
+    candidate = f"{rollout.route}@{trial.candidate}"
+    if trial.weight == 0:
+        return f"{candidate} is in the shadow ({trial.stage})"
+    return f"{candidate} takes {trial.weight:g} % of the traffic ({trial.stage})"
+
+
+def _status(session: Session) -> int:
+    client = session.client
+    route = session.options.route
+    names = [route] if route else [row.route.name for row in client.routes()]
+    views = [client.rollout(name) for name in names]
+    if session.wants_json:
+        kind, value = (RolloutView, views[0]) if route else (list[RolloutView], views)
+        session.show(kind, value, table)
+        return 0
+    for view in views:
+        session.out.print(_describe(view))
+    if not views:
+        session.say("there is no route yet: `sluice route set NAME --engine ENGINE` makes one")
+    return 0
+
+
+def _describe(view: RolloutView) -> RenderableType:
+    rollout, trial = view.rollout, view.rollout.trial
+    lines: list[RenderableType] = [
+        Text(f"{rollout.route}", style="bold").append(f"  revision {rollout.revision}", "dim"),
+        Text(f"  stable     {view.stable}"),
+    ]
+    if view.previous:
+        lines.append(Text(f"  before     {view.previous}"))
+    if trial is not None:
+        share = f"{trial.weight:g} % of the traffic"
+        lines.append(Text(f"  candidate  {view.candidate}  {trial.stage}, {share}"))
+        for verdict in view.verdicts:
+            needed = f", about {verdict.needed} more needed" if verdict.needed is not None else ""
+            lines.append(
+                Text("  gate       ")
+                .append(f"{verdict.gate} {verdict.outcome}", _COLOURS[verdict.outcome])
+                .append(
+                    f"  e-value {verdict.value:.3g} of {verdict.threshold:.3g}, "
+                    f"{verdict.units} units{needed}: {verdict.reason}"
+                )
+            )
+        if view.evidence is not None:
+            lines.append(_numbers(view.evidence))
+    lines.append(Text(f"  cases      {view.open_cases} wait for a person\n"))
+    return Group(*lines)
+
+
+_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+
+
+def _numbers(evidence: Evidence) -> Text:
+    pairs = evidence.pairs
+    return Text(
+        f"  pairs      {pairs.total}: {pairs.agree} agree, {pairs.disagree} disagree, "
+        f"{pairs.failed} failed; {pairs.wins} better, {pairs.losses} worse, {pairs.ties} even\n"
+        f"  requests   stable {evidence.stable.requests} ({evidence.stable.errors} errors), "
+        f"candidate {evidence.candidate.requests} ({evidence.candidate.errors} errors, "
+        f"{evidence.candidate.fallbacks} answered by stable)"
+    )
+
+
+def _history(session: Session) -> int:
+    rows = session.client.history(session.options.route, session.options.limit)
+    session.show(list[HistoryEntry], rows, lambda: _history_table(rows))
+    return 0
+
+
+def _history_table(rows: list[HistoryEntry]) -> Table:
+    made = table("REVISION", "WHEN", "WHAT", "BY", "WHY")
+    for row in rows:
+        made.add_row(
+            str(row.revision),
+            f"{row.at:%Y-%m-%d %H:%M:%S}",
+            _what(row.event, row.after.route),
+            Text(row.event.by),
+            Text(row.event.reason),
+        )
+    return made
+
+
+def _what(event: Event, route: str) -> str:
+    if event.kind == "proposed":
+        return f"proposed {route}@{event.version}"
+    if event.kind == "canary":
+        return f"canary {event.percent:g} %"
+    return event.kind.replace("_", " ")
