@@ -91,6 +91,7 @@ class Controller:
         self._prepared = False
         self._catalog = Catalog(revision=-1)
         self._wanted: frozenset[str] = frozenset()
+        self._kept: set[str] = set()
         self._put: dict[str, tuple[Verdict, ...]] = {}
         self._reports: dict[str, Report] = {}
         self._progress: dict[str, tuple[str, RunEvent]] = {}
@@ -212,8 +213,12 @@ class Controller:
 
     async def keep(self, replica: Replica) -> None:
         """Bring one replica to hold what its engine's routes need; only the leader does."""
-        if not self.leading or not self._prepared:
+        if not self.leading or self._catalog.revision < 0:
+            self._kept.discard(replica.url)
             return
+        if replica.url not in self._kept:
+            replica.remember(self._catalog.residency.get(replica.url))
+            self._kept.add(replica.url)
         unfinished = True
         while unfinished and self.leading:
             required = required_versions(self._catalog, self._wanted)

@@ -299,8 +299,7 @@ class ReplicaApi:
 class Replica:
     """Brings one replica to hold what is required, and knows what it was proved to serve.
 
-    Call `reconcile` again and again, from one task. What it knows is only a memory of proofs: a
-    fresh one finds everything out by itself.
+    Call `reconcile` again and again, from one task.
     """
 
     def __init__(
@@ -327,6 +326,16 @@ class Replica:
     def failures(self) -> Mapping[str, str]:
         """Why adapters that should be here are not, by served name."""
         return {name: failure.reason for name, failure in self._failures.items()}
+
+    def remember(self, published: Residency | None) -> None:
+        """Begin with what was last made known of this replica, by whoever looked after it.
+
+        Proving everything anew would take traffic away from adapters that serve it well. What the
+        engine has lost since is found at the first look.
+        """
+        self._slow_looks = 0
+        self._ready = published is not None and published.ready
+        self._proved = set(published.served) if published is not None else set()
 
     async def reconcile(self, required: Sequence[Version]) -> Pass:
         """Look, unload what nobody needs, and admit one adapter that is missing.

@@ -267,6 +267,23 @@ async def test_an_adapter_found_on_the_engine_is_proved_before_it_is_trusted(
 
 
 @pytest.mark.anyio
+async def test_whoever_takes_over_trusts_what_was_made_known_and_is_still_there(
+    bench: Bench,
+) -> None:
+    required = [bench.version(2, "a"), bench.version(3, "b"), bench.version(4, "c")]
+    before = await bench.settle(*required)
+    asked = len(bench.stub.inference_requests)
+    del bench.stub.adapters[C]
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        engine = Engine("main", (bench.stub.url,), base="base", max_adapters=3)
+        successor = Replica(client, engine, bench.stub.url, WAITS)
+        successor.remember(before)
+        done = await successor.reconcile(required[:2])
+        assert done.residency.served == {"base", A, B}
+    assert len(bench.stub.inference_requests) == asked
+
+
+@pytest.mark.anyio
 async def test_an_engine_that_forgot_its_adapters_gets_them_again(bench: Bench) -> None:
     await bench.settle(bench.version(2, "a"))
     bench.stub.forget()
