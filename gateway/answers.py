@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 from gateway.sse import events
-from gateway.wire import Usage
 from rollout.exchanges import Answer
 
 JsonObject = Mapping[str, Any]
@@ -70,29 +69,6 @@ def answer_from_stream(
     if not read.finished and read.error is None:
         read.error = "the stream ended before its end"
     return read.answer(version, status, ttft_seconds, total_seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What was said, without how it went."""
-
-    text: str = ""
-    tool_calls: tuple[Mapping[str, Any], ...] = ()
-    finish_reason: str | None = None
-    usage: Usage | None = None
-
-
-def read_whole(body: bytes) -> Said:
-    return _said(answer_from_body(0, 200, body))
-
-
-def read_stream(data: bytes) -> Said:
-    return _said(answer_from_stream(0, 200, [data]))
-
-
-def _said(answer: Answer) -> Said:
-    usage = Usage(answer.prompt_tokens, answer.completion_tokens)
-    return Said(answer.text, answer.tool_calls, answer.finish_reason, usage)
 
 
 @dataclass(slots=True)

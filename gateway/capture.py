@@ -6,13 +6,11 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
 
-import msgspec
-
-from gateway.answers import Said, read_stream, read_whole
+from gateway.answers import answer_from_body, answer_from_stream
 from gateway.metrics import Metrics
 from gateway.settings import CaptureSection
 from rollout.errors import StoreUnavailableError
-from rollout.exchanges import Answer, Arm, Exchange
+from rollout.exchanges import Arm, Exchange
 from rollout.stores.captures import CaptureStore
 
 _log = logging.getLogger(__name__)
@@ -44,19 +42,15 @@ class Seen:
 
     def exchange(self) -> Exchange:
         """Read it; this is the expensive part, and not on the path of any request."""
-        said = _read(self)
-        answer = Answer(
-            version=self.version,
-            status=self.status,
-            text=said.text,
-            tool_calls=said.tool_calls,
-            finish_reason=said.finish_reason,
-            ttft_seconds=self.ttft_seconds,
-            total_seconds=self.total_seconds,
-            prompt_tokens=said.usage.prompt if said.usage else 0,
-            completion_tokens=said.usage.completion if said.usage else 0,
-            error=self.error,
-        )
+        times = {"ttft_seconds": self.ttft_seconds, "total_seconds": self.total_seconds}
+        if self.stream:
+            answer = answer_from_stream(
+                self.version, self.status, [self.body], error=self.error, **times
+            )
+        else:
+            answer = answer_from_body(
+                self.version, self.status, self.body, error=self.error, **times
+            )
         return Exchange(
             request_id=self.request_id,
             route=self.route,
@@ -140,12 +134,3 @@ class Captures:
         else:
             for exchange in exchanges:
                 self._metrics.captured(exchange.route)
-
-
-def _read(seen: Seen) -> Said:
-    if seen.stream:
-        return read_stream(seen.body)
-    try:
-        return read_whole(seen.body)
-    except msgspec.DecodeError:
-        return Said()

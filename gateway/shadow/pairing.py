@@ -22,7 +22,7 @@ Reason = Literal[
     "endpoint",  # embeddings and the like have no text to compare
     "unaskable",  # the other version cannot be asked this, as a prompt at /v1/completions
     "client_error",  # the client was told that the request is at fault
-    "engine_error",  # no version answered, for a fault of the engine's
+    "engine_error",  # the client, or the shadow, got no answer for a fault of the engine's
     "not_resident",  # no replica had the other version in time
     "busy",  # live traffic left no room in time
     "deadline",  # the other version did not finish in time
@@ -49,27 +49,22 @@ def other_version(exchange: Exchange, rollout: Rollout | None) -> int | Reason:
         return "stale"
     if exchange.path not in COMPARABLE:
         return "endpoint"
-    match fault(exchange.answer):
-        case "client":
-            return "client_error"
-        case "engine":
-            return "engine_error"
+    if not exchange.answer.ok:
+        # Whoever answers it later, when the engine is well again, would win by that alone. How
+        # often each arm fails is counted where it fails.
+        return "client_error" if 400 <= exchange.answer.status < 500 else "engine_error"
     if exchange.answer.version == rollout.stable:
         return trial.candidate
     return rollout.stable if exchange.answer.version == trial.candidate else "pinned"
 
 
-def fault(answer: Answer) -> Literal["client", "engine", "version"] | None:
-    """Whose fault a failed answer is; None for one that is in order.
+def is_engines(answer: Answer) -> bool:
+    """Whether a failed answer is surely the engine's fault, or ours, and not the version's.
 
-    Only a version's own fault may decide a pair: an engine that is down or overloaded says nothing
-    about the weights, and a request that is wrong is wrong for both.
+    It was not reached, is overloaded, or doesn't know us or the version: it was restarted, and
+    will know it again.
     """
-    if answer.ok:
-        return None
-    if answer.status in (0, 408, 429, 502, 503, 504):
-        return "engine"
-    return "client" if 400 <= answer.status < 500 else "version"
+    return answer.status in (0, 401, 403, 404, 408, 429, 502, 503, 504)
 
 
 def roomiest(

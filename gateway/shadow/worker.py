@@ -7,7 +7,7 @@ from typing import Final, cast
 
 from gateway.shadow.fleet import Fleet
 from gateway.shadow.metrics import ShadowMetrics
-from gateway.shadow.pairing import Reason, case_for, fault, other_version, shadow_request
+from gateway.shadow.pairing import Reason, case_for, is_engines, other_version, shadow_request
 from gateway.shadow.settings import ShadowSettings
 from rollout.agreement import compare_exchange
 from rollout.errors import InvalidInputError, StoreUnavailableError
@@ -169,9 +169,11 @@ class ShadowWorker:
             return other
         route = catalog.routes.get(exchange.route)
         version = catalog.versions.get(f"{exchange.route}@{other}")
-        if route is None or version is None or rollout is None or rollout.trial is None:
+        answered = catalog.versions.get(f"{exchange.route}@{exchange.answer.version}")
+        trial = rollout.trial if rollout else None
+        if route is None or version is None or answered is None or trial is None:
             return "stale"
-        return _Pairing(route, rollout.trial, version)
+        return _Pairing(route, trial, version, answered)
 
     async def _ask(self, exchange: Exchange, pairing: "_Pairing", slot: "_Slot") -> Answer | Reason:
         """Ask the other version, again where an engine fails, until the deadline."""
@@ -192,7 +194,7 @@ class ShadowWorker:
                         continue
                     reason = "deadline"
                     answer = await self._fleet.ask(pairing.version, url, exchange.path, body)
-                    if not _engine_failed(answer):
+                    if answer.ok or await self._is_its_own_failure(answer, exchange, pairing, url):
                         self._metrics.seconds.observe(answer.total_seconds or 0.0)
                         return answer
                     reason = "engine_error"
@@ -201,6 +203,20 @@ class ShadowWorker:
                     await asyncio.sleep(_RETRY_SECONDS)
         except TimeoutError:
             return reason
+
+    async def _is_its_own_failure(
+        self, answer: Answer, exchange: Exchange, pairing: "_Pairing", url: str
+    ) -> bool:
+        """Whether the version that answered the client does so here and now, as it did then.
+
+        An engine that is on its way down fails every request in much the same way as a version
+        that can't be served.
+        """
+        if is_engines(answer):
+            return False
+        body = shadow_request(exchange, pairing.answered, self._settings.priority)
+        control = await self._fleet.ask(pairing.answered, url, exchange.path, body)
+        return control.ok
 
     async def _park(self, slot: "_Slot") -> None:
         """Wait for a replica without holding up those who have one."""
@@ -218,11 +234,12 @@ class ShadowWorker:
 
 @dataclass(frozen=True, slots=True)
 class _Pairing:
-    """What an exchange is paired by: its route, its trial, and the version to ask."""
+    """What an exchange is paired by: its trial, the version to ask, and the one that answered."""
 
     route: Route
     trial: Trial
     version: Version
+    answered: Version
 
 
 class _Slot:
@@ -242,8 +259,3 @@ class _Slot:
         if self._held:
             self._held = False
             self._slots.release()
-
-
-def _engine_failed(answer: Answer) -> bool:
-    """Also where it doesn't know us or the version: it was restarted, and will know it again."""
-    return fault(answer) == "engine" or answer.status in (401, 403, 404)

@@ -32,7 +32,7 @@ from rollout.state import CanarySet, Proposed, RolledBack, Trial
 from rollout.stores import Stores, open_stores
 from rollout.versions import Prompt, Version
 from tests.engines import VllmServer
-from tests.stub_engine import Reply, StubEngine
+from tests.stub_engine import Received, Reply, StubEngine, is_inference
 
 pytestmark = pytest.mark.anyio
 
@@ -139,6 +139,12 @@ def answer(request: dict[str, Any]) -> str:
     return "good" if request["model"] == "base" else "bad"
 
 
+def asks(version: Version) -> Callable[[Received], bool]:
+    return lambda received: (
+        is_inference(received) and received.json()["model"] == version.served_name
+    )
+
+
 @asynccontextmanager
 async def shadow(bed: Bed, consumer: str = "one", **table: Any) -> AsyncIterator[ShadowMetrics]:
     engine = Engine("main", (bed.engine.url,), "base")
@@ -233,8 +239,8 @@ async def test_a_version_with_a_prompt_is_asked_with_it_and_the_case_shows_none(
     assert [message["role"] for message in case.messages] == ["user"]
 
 
-async def test_the_versions_own_failure_decides_the_pair(bed: Bed) -> None:
-    bed.engine.script(Reply(status=500))
+async def test_a_version_that_fails_where_the_other_does_not_has_lost(bed: Bed) -> None:
+    bed.engine.script(Reply(status=500), where=asks(bed.candidate), times=None)
     async with shadow(bed):
         await bed.capture(bed.exchange("r1"))
         await bed.settled()
@@ -242,9 +248,11 @@ async def test_the_versions_own_failure_decides_the_pair(bed: Bed) -> None:
     assert await bed.stores.cases.list("triage") == []
 
 
-@pytest.mark.parametrize("status", [503, 404])
-async def test_an_engines_failure_says_nothing_about_a_version(bed: Bed, status: int) -> None:
-    bed.engine.script(Reply(status=status))
+@pytest.mark.parametrize(("status", "times"), [(503, 1), (404, 1), (500, 2)])
+async def test_an_engines_failure_says_nothing_about_a_version(
+    bed: Bed, status: int, times: int
+) -> None:
+    bed.engine.script(Reply(status=status), times=times)
     async with shadow(bed) as metrics:
         await bed.capture(bed.exchange("r1"))
         await bed.settled()
