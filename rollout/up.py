@@ -31,6 +31,7 @@ _PATIENCE_SECONDS = 5.0
 _READY_TIMEOUT_SECONDS = 2.0
 # How long streams may go on after Ctrl-C; a second Ctrl-C cuts them.
 _DRAIN_SECONDS = 30
+_SHADOW_PRIORITY = 100
 _ROLES = {
     "controller": "rollout.controller",
     "gateway": "gateway",
@@ -156,6 +157,9 @@ def role_environment(plan: Plan, environ: Mapping[str, str]) -> dict[str, str]:
         added["SLUICE_TRAINER__MODELS"] = json.dumps(
             models | dict(plan.settings.trainer.get("models", {}))
         )
+        if "priority" not in plan.settings.shadow:
+            # Our own vLLM schedules by priority; a larger number is served later.
+            added["SLUICE_SHADOW__PRIORITY"] = str(_SHADOW_PRIORITY)
     if "drain_seconds" not in plan.settings.gateway:
         added["SLUICE_GATEWAY__DRAIN_SECONDS"] = str(_DRAIN_SECONDS)
     if "notice_seconds" not in plan.settings.gateway:
