@@ -1,10 +1,13 @@
 """What is measured: how each gateway is started in front of the stub engine."""
 
 import getpass
+import http.client
+import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +20,9 @@ from rollout.stores.embedded import valkey_command
 CACHE = Path(".cache/bench")
 VLLM_ROUTER = "vllm-router==0.1.17"
 INSTALL_SECONDS = 600
+ROUTE_SECONDS = 10.0
+
+Body = Mapping[str, str | Mapping[str, int]]
 
 
 class SkipTarget(Exception):
@@ -157,7 +163,11 @@ capture = 0.1
 
 
 def start_sluice(place: Place) -> Started:
-    """The gateway with one worker on its core; the store and the controller on the other."""
+    """The gateway with one worker on its core; the store and the controller on the other.
+
+    A candidate is in the shadow, so that a tenth of the exchanges is captured into the store, as in
+    everyday work. No shadow process takes them from there: it would compete with the load.
+    """
     port, controller_port, store_port = free_port(), free_port(), free_port()
     config = place.folder / "sluice.toml"
     config.write_text(
@@ -183,6 +193,7 @@ def start_sluice(place: Place) -> Started:
         ready=f"http://127.0.0.1:{controller_port}/readyz",
         environ=environ,
     )
+    _propose_candidate(controller_port)
     url = f"http://127.0.0.1:{port}"
     pid = start(
         "sluice",
@@ -192,6 +203,37 @@ def start_sluice(place: Place) -> Started:
         environ=environ,
     )
     return Started(url, pid, (store_pid, controller_pid))
+
+
+def _propose_candidate(controller_port: int) -> None:
+    """Put a second version of the route into the shadow, before the gateway looks."""
+    reason = "measured with a candidate in the shadow"
+    deadline = time.monotonic() + ROUTE_SECONDS
+    # The controller is ready a moment before it has created the configured routes.
+    while _control(controller_port, "GET", f"/routes/{MODEL}")[0] == 404:
+        if time.monotonic() > deadline:
+            raise StartError(f"the controller made no route {MODEL} in {ROUTE_SECONDS:.0f} s")
+        time.sleep(0.05)
+    version: Body = {"route": MODEL, "sampling": {"seed": 1}, "note": reason}
+    proposal: Body = {"version": f"{MODEL}@2", "reason": reason}
+    for path, body in (
+        ("/versions", version),
+        (f"/routes/{MODEL}/rollout/propose", proposal),
+    ):
+        status, said = _control(controller_port, "POST", path, body)
+        if status >= 300:
+            raise StartError(f"the controller answered {status} to {path}: {said!r}")
+
+
+def _control(port: int, method: str, path: str, body: Body | None = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    try:
+        connection.request(method, f"/api/v1{path}", json.dumps(body), headers)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
 
 
 def _role(module: str, config: Path) -> list[str]:
