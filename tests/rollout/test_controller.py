@@ -1,6 +1,7 @@
 """The controller on a real store: it judges, commits, keeps adapters resident, and survives."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -519,15 +520,14 @@ async def test_it_goes_on_by_itself_when_the_store_comes_back(tmp_path: Path) ->
         config = {"appendonly": "yes", "appendfsync": "always"}
         return ValkeyServer(port=port, data_dir=tmp_path / "store", config=config)
 
-    server = store()
-    server.start()
-    url = f"{server.connection_url}/0"
     registry = CollectorRegistry()
-    async with (
-        open_stores(url) as stores,
-        StubEngine(base="base") as engine,
-        httpx2.AsyncClient(trust_env=False) as client,
-    ):
+    async with contextlib.AsyncExitStack() as stack:
+        server = store()
+        server.start()
+        stack.callback(server.stop)
+        stores = await stack.enter_async_context(open_stores(f"{server.connection_url}/0"))
+        engine = await stack.enter_async_context(StubEngine(base="base"))
+        client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False))
         house = House(stores, engine, client, tmp_path)
         controller = Controller(stores, client, house.settings(), ControllerMetrics(registry))
         async with running(controller):
@@ -541,9 +541,9 @@ async def test_it_goes_on_by_itself_when_the_store_comes_back(tmp_path: Path) ->
             await until(lambda: store_seen(0), "the outage to be seen")
             server = store()
             server.start()
+            stack.callback(server.stop)
             await house.count(trial, losses=15)
             await until(lambda: _rolled_back(house), "the rollback", limit=60)
-    server.stop()
 
 
 def _free_port() -> int:
