@@ -23,6 +23,7 @@ from gateway.metrics import Metrics
 from gateway.routing import index
 from gateway.shadow.metrics import ShadowMetrics
 from rollout.catalog import Catalog
+from rollout.cli import main
 from rollout.engines import Engine, Residency
 from rollout.evidence import Evidence, PairCounts
 from rollout.gates import judge
@@ -37,6 +38,7 @@ from tests.system import RunningSluice, eventually, free_port
 ROOT = Path(__file__).parent.parent
 DASHBOARD = json.loads((ROOT / "dashboards" / "sluice.json").read_text())
 ALERTS_FILE = ROOT / "dashboards" / "alerts.yml"
+RUNBOOK = ROOT / "docs" / "operations.md"
 RULES = [
     rule for group in yaml.safe_load(ALERTS_FILE.read_text())["groups"] for rule in group["rules"]
 ]
@@ -133,6 +135,18 @@ def test_every_alert_says_what_to_do_and_where_to_read_on(rule: dict[str, Any]) 
     path, _, anchor = rule["annotations"]["runbook_url"].partition("#")
     headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), flags=re.MULTILINE)
     assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", [ALERTS_FILE, RUNBOOK], ids=lambda path: str(path.name))
+def test_commands_that_people_are_told_to_run_exist(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = set(re.findall(r"`sluice ((?:rollout|cases|route|keys) [a-z]+)", path.read_text()))
+    assert told
+    for command in told:
+        with pytest.raises(SystemExit) as left:
+            main([*command.split(), "--help"])
+        assert left.value.code == 0, capsys.readouterr().err
 
 
 def test_panels_do_not_overlap_and_have_their_own_ids() -> None:
