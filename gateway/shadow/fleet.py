@@ -61,9 +61,11 @@ class Fleet:
         while True:
             try:
                 await self.refresh()
+                await self._read_queues()
             except StoreUnavailableError as exc:
                 log.warning("%s; the shadow goes on with what it knows", exc)
-            await self._read_queues()
+            except Exception:
+                log.exception("the shadow goes on with what it knows")
             await asyncio.sleep(self._settings.poll_seconds)
 
     def replica(self, version: Version) -> str | None:
