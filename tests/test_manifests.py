@@ -20,6 +20,7 @@ import yaml
 from gateway.settings import GatewaySettings
 from gateway.shadow.settings import ShadowSettings
 from rollout.settings import check_section, load_settings
+from trainer.settings import TrainerSettings, gateway_address, model_path
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "k8s" / "base"
@@ -176,6 +177,16 @@ def test_requests_may_finish_before_an_engine_is_killed() -> None:
     assert pod_of(workload)["terminationGracePeriodSeconds"] > wait
 
 
+def test_the_trainer_starts_from_the_very_base_that_is_served() -> None:
+    settings = load_settings(BASE / "sluice.toml", {})
+    trainer = check_section(TrainerSettings, settings.trainer, "trainer")
+    (base,) = pod_of(find("Deployment", "trainer"))["initContainers"]
+    repository, revision, folder = base["command"][2:]
+    assert {repository, revision} <= set(container_of(find("StatefulSet", "engine"))["args"])
+    assert folder == f"--local-dir={model_path(settings, trainer, settings.engines[0].base)}"
+    assert gateway_address(settings, trainer) == f"http://gateway:{PORTS['gateway']}"
+
+
 def test_the_shadow_is_seen_and_stays_behind_live_requests() -> None:
     settings = load_settings(BASE / "sluice.toml", {})
     shadow = check_section(ShadowSettings, settings.shadow, "shadow")
@@ -193,18 +204,19 @@ def test_the_number_of_gateways_belongs_to_the_autoscaler() -> None:
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=name_of)
 def test_pods_are_restricted(workload: dict[str, Any]) -> None:
-    pod, container = pod_of(workload), container_of(workload)
+    pod = pod_of(workload)
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["automountServiceAccountToken"] is False
     assert pod["enableServiceLinks"] is False
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
-    assert "memory" in container["resources"]["limits"]
+    for container in [*pod.get("initContainers", []), *pod["containers"]]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
+        assert "memory" in container["resources"]["limits"]
 
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=name_of)
@@ -242,6 +254,17 @@ def test_no_secret_is_contained() -> None:
         for variable in container_of(workload).get("env", []):
             if re.search("KEY|PASSWORD|TOKEN|URL", variable["name"]):
                 assert "secretKeyRef" in variable["valueFrom"], variable["name"]
+
+
+def test_the_runbook_makes_the_secret_that_is_asked_for() -> None:
+    runbook = (ROOT / "docs" / "operations.md").read_text()
+    asked = {
+        variable["valueFrom"]["secretKeyRef"]["key"]
+        for workload in WORKLOADS
+        for variable in container_of(workload).get("env", [])
+        if "valueFrom" in variable
+    }
+    assert asked == set(re.findall(r"--from-literal=([a-z-]+)=", runbook))
 
 
 def test_the_store_forgets_nothing() -> None:
