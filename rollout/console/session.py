@@ -6,12 +6,16 @@ Nothing is stored: any controller can check it, and a revoked key ends its sessi
 import hashlib
 import hmac
 from datetime import datetime, timedelta
+from typing import Protocol
 
-from rollout.control.keyring import Keyring
 from rollout.credentials import ApiKey
 
 COOKIE = "sluice_session"
 LIFETIME = timedelta(hours=12)
+
+
+class Keys(Protocol):
+    async def named(self, key_id: str) -> ApiKey | None: ...
 
 
 def issue(key: ApiKey, now: datetime) -> str:
@@ -19,13 +23,13 @@ def issue(key: ApiKey, now: datetime) -> str:
     return f"{key.id}.{expires}.{_sign(key, f'session:{key.id}:{expires}')}"
 
 
-async def check(keyring: Keyring, cookie: str, now: datetime) -> ApiKey | None:
+async def check(keys: Keys, cookie: str, now: datetime) -> ApiKey | None:
     """The key behind the cookie, or None where it is forged, too old or of a revoked key."""
     key_id, _, rest = cookie.partition(".")
     expires, _, signature = rest.partition(".")
     if not (expires.isascii() and expires.isdecimal()) or int(expires) < now.timestamp():
         return None
-    key = await keyring.named(key_id)
+    key = await keys.named(key_id)
     if key is None:
         return None
     wanted = _sign(key, f"session:{key_id}:{expires}")
