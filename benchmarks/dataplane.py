@@ -258,18 +258,23 @@ def _row(target: str, summary: Summary) -> str:
 
 
 def _ratios(summaries: Summaries, workloads: Sequence[str]) -> list[str]:
-    """CPU of Sluice over CPU of the peer: below 1, Sluice is the cheaper."""
+    """CPU of Sluice over CPU of the peer, of medians and of lows: below 1, Sluice is the cheaper."""
     peers = [t for t in dict.fromkeys(t for _, t in summaries) if t not in ("sluice", "direct")]
     if not peers:
         return []
-    lines = [f"{'CPU, sluice ÷':<16}" + "".join(f"{workload:>12}" for workload in workloads)]
+    lines = [f"{'CPU, sluice ÷':<16}" + "".join(f"{workload:>15}" for workload in workloads)]
     for peer in peers:
-        cells = [
-            f"{summaries[workload, 'sluice'].cpu / summaries[workload, peer].cpu:>12.2f}"
-            for workload in workloads
-        ]
-        lines.append(f"  {peer:<14}" + "".join(cells))
-    return [*lines, ""]
+        line = f"  {peer:<14}"
+        for workload in workloads:
+            ours, theirs = summaries[workload, "sluice"], summaries[workload, peer]
+            ratios = f"{ours.cpu / theirs.cpu:.2f} ({ours.cpu_low / theirs.cpu_low:.2f})"
+            line += f"{ratios:>15}"
+        lines.append(line)
+    return [
+        *lines,
+        "  of the medians (of the lows, which other work on the machine disturbs least)",
+        "",
+    ]
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -77,7 +77,7 @@ def test_nothing_outlives_the_run(tmp_path: Path) -> None:
 def test_the_table_gives_the_ratio_of_cpu_time_to_each_peer() -> None:
     cells = [_cell("nginx", 40), _cell("sluice", 90), _cell("nginx", 60), _cell("sluice", 110)]
     text = table(summarize(cells))
-    assert text.splitlines()[-1].split() == ["nginx", "2.00"]
+    assert text.splitlines()[-2].split() == ["nginx", "2.00", "(2.25)"]
 
 
 def test_a_figure_taken_beside_other_work_is_marked() -> None:
