@@ -5,8 +5,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from rich.text import Text
-
 from rollout.commands import cases, doctor, keys, rollouts, routes, training, versions
 from rollout.commands.session import Session
 from rollout.errors import SluiceError
@@ -32,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(session.options.run(session))
     except SluiceError as exc:
-        session.errors.print(Text(f"sluice: {exc.message}"))
+        session.warn(exc.message)
         return 1
     except KeyboardInterrupt:
         return 130

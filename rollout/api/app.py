@@ -21,6 +21,7 @@ from rollout.api import (
     versions,
 )
 from rollout.api.errors import add_error_handlers
+from rollout.api.limits import BodyLimit
 from rollout.artifacts import ArtifactStore
 from rollout.console.app import add_console
 from rollout.control.context import Control
@@ -62,4 +63,5 @@ def create_app(
     for resource in (routes, rollouts, versions, engines, cases, runs, datasets, reports, keys):
         app.include_router(resource.router, prefix=_PREFIX)
     add_console(app)
+    app.add_middleware(BodyLimit, unlimited=frozenset({f"{_PREFIX}/cases/import"}))
     return app

@@ -72,7 +72,7 @@ def _control_api(session: Session) -> Finding:
     count = len(gateways)
     if count == 0:
         return Finding("control API", "note", "answers; no gateway is alive", "start a gateway")
-    return Finding("control API", "good", f"answers; {count} gateway workers are alive")
+    return Finding("control API", "good", f"answers; gateway workers alive: {count}")
 
 
 def _data(settings: Settings) -> Iterator[Finding]:

@@ -1,14 +1,18 @@
 """`sluice rollout`: where a rollout stands, and moving it."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rollout.client import Confirmation
+from rollout.commands import direct
 from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.control.views import Changed, RolloutView, Verb
+from rollout.errors import UnavailableError
 from rollout.evidence import Evidence
 from rollout.state import Event
 from rollout.stores import HistoryEntry
@@ -30,7 +34,8 @@ def add(parsers: Subparsers) -> None:
     status = command(below, "status", _status, "show trials, evidence and verdicts", reads=True)
     status.add_argument("route", nargs="?", help="else all of them")
     for verb, help_text in _HELP.items():
-        parser = command(below, verb, partial(_change, verb=verb), help_text)
+        run = _roll_back if verb == "rollback" else partial(_change, verb=verb)
+        parser = command(below, verb, run, help_text)
         parser.add_argument("route")
         if verb == "propose":
             parser.add_argument("version", metavar="VERSION", help="ROUTE@NUMBER, or the number")
@@ -56,7 +61,6 @@ def add(parsers: Subparsers) -> None:
 
 def _change(session: Session, verb: Verb) -> int:
     options = session.options
-    began = time.monotonic()
     changed = session.client.change(
         options.route,
         verb,
@@ -65,22 +69,53 @@ def _change(session: Session, verb: Verb) -> int:
         percent=getattr(options, "percent", None),
         revision=options.revision,
         force=getattr(options, "force", False),
-        patience=0.0 if verb == "rollback" else options.wait,
+        patience=options.wait,
     )
     session.say(f"{options.route}: {_where(changed)}")
-    return _wait(session, changed, began) if options.wait > 0 else 0
+    if options.wait <= 0:
+        return 0
+    began = time.monotonic()
+    answer = session.client.wait_until_served(changed.catalog_revision, options.wait)
+    return _confirmed(session, answer, time.monotonic() - began)
 
 
-def _wait(session: Session, changed: Changed, began: float) -> int:
-    answer = session.client.wait_until_served(changed.catalog_revision, session.options.wait)
-    seconds = time.monotonic() - began
+def _roll_back(session: Session) -> int:
+    """Also with the controller down, where the store can be reached from here."""
+    options = session.options
+    began = time.monotonic()
+    wait: Callable[[int, float], Confirmation]
+    try:
+        changed = session.client.change(
+            options.route, "rollback", reason=session.reason(), revision=options.revision
+        )
+        wait = session.client.wait_until_served
+    except UnavailableError as exc:
+        # A store or an engine that is unavailable was said by an API that answers.
+        store_url = session.store_url() if type(exc) is UnavailableError else None
+        if store_url is None:
+            raise
+        session.warn("the control API does not answer; rolling back by the store itself")
+        changed = direct.roll_back(
+            store_url,
+            options.route,
+            by=session.user(),
+            reason=session.reason(),
+            revision=options.revision,
+        )
+        wait = partial(direct.wait_until_served, store_url)
+    session.say(f"{options.route}: {_where(changed)}")
+    if options.wait <= 0:
+        return 0
+    answer = wait(changed.catalog_revision, options.wait)
+    return _confirmed(session, answer, time.monotonic() - began)
+
+
+def _confirmed(session: Session, answer: Confirmation, seconds: float) -> int:
     if answer.missing:
         names = ", ".join(f"{each.host} (process {each.pid})" for each in answer.missing)
-        session.errors.print(
-            Text(
-                f"sluice: committed, but after {seconds:.1f} s these gateways have not confirmed: "
-                f"{names}. They follow as soon as they reach the store; if they don't, restart them"
-            )
+        session.warn(
+            f"committed, but after {seconds:.1f} s these gateways have not confirmed: {names}. "
+            "They follow as soon as they reach the store; if they don't, restart them"
         )
         return 1
     if answer.confirmed == 0:

@@ -22,7 +22,9 @@ from rollout.settings import Settings, load_settings
 Command: TypeAlias = Callable[["Session"], int]
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+# What `sluice up` keeps in the data directory.
 KEY_FILE = "bootstrap.key"
+STORE_PORT_FILE = "store.port"
 _UNFOLDED = 10_000
 
 
@@ -54,6 +56,10 @@ class Session:
         """A line for people; plain, so that brackets in names are no markup."""
         self.out.print(Text(text))
 
+    def warn(self, text: str) -> None:
+        """A line about what went wrong, on standard error."""
+        self.errors.print(Text(f"sluice: {text}"))
+
     def show(self, kind: Any, value: Any, table: Callable[[], Table]) -> None:
         """The value as JSON where that was asked for, else as a table."""
         if self.wants_json:
@@ -64,7 +70,26 @@ class Session:
 
     def reason(self) -> str:
         given: str | None = self.options.reason
-        return given if given is not None else f"by {getpass.getuser()} on the command line"
+        return given if given is not None else f"by {self.user()} on the command line"
+
+    def user(self) -> str:
+        try:
+            return getpass.getuser()
+        except (KeyError, OSError):
+            # In a container the user's number often has no name.
+            return f"user {os.getuid()}"
+
+    def store_url(self) -> str | None:
+        """The store that belongs to the control API, where this machine knows it."""
+        if self.options.url or os.environ.get("SLUICE_URL"):
+            return None
+        if self.settings.store.url is not None:
+            return self.settings.store.url
+        try:
+            port = int((self.settings.data_path / STORE_PORT_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return f"redis://127.0.0.1:{port}/0"
 
     def _url(self) -> str:
         if url := self.options.url or os.environ.get("SLUICE_URL"):

@@ -71,9 +71,7 @@ def _watch(session: Session, run_id: str) -> int:
     if ended.state == "proposed":
         session.say(f"proposed {ended.version}: {ended.reason}")
         return 0
-    session.errors.print(
-        Text(f"sluice: {run_id} {ended.state}: {ended.reason or 'no reason given'}")
-    )
+    session.warn(f"{run_id} {ended.state}: {ended.reason or 'no reason given'}")
     return 1
 
 

@@ -9,6 +9,7 @@ from rollout.stores import Stores
 
 # A revoked key is refused after this long at the latest.
 _REMEMBERED_SECONDS = 1.0
+BOOTSTRAP_ID = "bootstrap"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Keyring:
 
 def _bootstrap_key(secret: str) -> ApiKey:
     return ApiKey(
-        id="bootstrap",
+        id=BOOTSTRAP_ID,
         name="bootstrap",
         digest=digest_secret(secret),
         scopes=frozenset({"admin"}),

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import cast
 
 from rollout.control.context import Control
+from rollout.control.keyring import BOOTSTRAP_ID
 from rollout.control.views import KeyView, NewKey
 from rollout.credentials import SCOPES, ApiKey, Scope, digest_secret
-from rollout.errors import InvalidInputError
+from rollout.errors import InvalidInputError, RefusedError
 
 
 async def create(
@@ -45,6 +46,11 @@ async def keys(control: Control) -> list[KeyView]:
 
 
 async def revoke(control: Control, caller: ApiKey, key_id: str) -> None:
+    if key_id == BOOTSTRAP_ID:
+        raise RefusedError(
+            "the bootstrap key is given to the controller when it starts: start it with another "
+            "SLUICE_BOOTSTRAP_KEY, or without one"
+        )
     await control.stores.credentials.revoke(key_id, by=caller.name)
     control.keyring.forget()
 

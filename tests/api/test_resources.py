@@ -1,6 +1,7 @@
 """Routes, versions, keys, runs and health over HTTP."""
 
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,22 @@ async def test_strangers_and_lost_paths_get_errors_in_openais_shape(
     broken = await api.post("/keys", content=b"{", headers={"content-type": "application/json"})
     assert broken.status_code == 400
     assert "error" in broken.json()
+
+
+async def test_a_body_has_a_bound_announced_or_not(api: httpx2.AsyncClient) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(6):
+            yield b" " * 2**20
+
+    announced = await api.post("/keys", content=b" " * 6 * 2**20)
+    assert announced.status_code == 413
+    assert announced.json()["error"]["code"] == "body_too_large"
+    headers = {"content-type": "application/json"}
+    assert (await api.post("/keys", content=pieces(), headers=headers)).status_code == 400
+
+
+async def test_the_bootstrap_key_is_not_revoked_here(api: httpx2.AsyncClient) -> None:
+    assert (await api.delete("/keys/bootstrap")).status_code == 409
 
 
 async def test_health_readiness_and_metrics(stores: Stores) -> None:

@@ -77,6 +77,24 @@ async def _follow(stores: Stores, stop: threading.Event) -> None:
         await asyncio.sleep(0.02)
 
 
+def test_rollback_works_while_the_controller_is_down(sluice: Sluice, api: LiveApi) -> None:
+    sluice("rollout", "propose", "triage", "2")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = str(closed.getsockname()[1])
+        back = sluice(
+            "rollout", "rollback", "triage", "--reason", "all is on fire",
+            SLUICE_URL="", SLUICE_CONTROLLER__PORT=port, SLUICE_STORE__URL=api.store_url,
+        )  # fmt: skip
+        elsewhere = sluice("rollout", "rollback", "triage", SLUICE_URL=f"http://127.0.0.1:{port}")
+    assert back.returncode == 0, back.stderr
+    assert "triage@1 takes all" in back.stdout
+    assert "by the store itself" in back.stderr
+    assert elsewhere.returncode == 1
+    (entry, *_) = api.with_stores(lambda stores: stores.rollouts.history("triage"))
+    assert (entry.event.kind, entry.event.reason) == ("rolled_back", "all is on fire")
+
+
 def test_canary_waits_for_an_engine_when_asked_to(sluice: Sluice, api: LiveApi) -> None:
     sluice("rollout", "propose", "triage", ADAPTED)
     refused = sluice("rollout", "canary", "triage", "10")

@@ -140,6 +140,7 @@ class OneKey:
         lambda _: "key-1",
         lambda _: "key-1..",
         lambda _: "key-1.²." + "0" * 64,
+        lambda _: f"key-1.{'9' * 5000}." + "0" * 64,
         lambda cookie: cookie + "é",
     ],
 )
