@@ -1,6 +1,7 @@
 """Routes, versions, keys, runs and health over HTTP."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,24 @@ async def test_a_body_has_a_bound_announced_or_not(api: httpx2.AsyncClient) -> N
 
 async def test_the_bootstrap_key_is_not_revoked_here(api: httpx2.AsyncClient) -> None:
     assert (await api.delete("/keys/bootstrap")).status_code == 409
+
+
+async def test_no_door_of_the_api_is_open_to_strangers(api: httpx2.AsyncClient) -> None:
+    description = (await api.get("http://control/openapi.json")).json()
+    doors = [
+        (method, path)
+        for path, methods in description["paths"].items()
+        for method in methods
+        if path.startswith("/api/")
+    ]
+    assert len(doors) > 30
+    for method, path in doors:
+        place = re.sub(r"{verb}", "hold", path)
+        place = re.sub(r"{\w+}", "x", place)
+        answer = await api.request(
+            method, f"http://control{place}", json={}, headers={"authorization": ""}
+        )
+        assert answer.status_code == 401, (method, path)
 
 
 async def test_health_readiness_and_metrics(stores: Stores) -> None:
