@@ -516,16 +516,19 @@ async def test_metrics_show_what_the_store_holds_and_forget_what_is_gone(house: 
 async def test_it_goes_on_by_itself_when_the_store_comes_back(tmp_path: Path) -> None:
     port = _free_port()
 
-    def store() -> ValkeyServer:
+    def store() -> contextlib.ExitStack:
+        """A running server; closing it stops it."""
         config = {"appendonly": "yes", "appendfsync": "always"}
-        return ValkeyServer(port=port, data_dir=tmp_path / "store", config=config)
+        server = ValkeyServer(port=port, data_dir=tmp_path / "store", config=config)
+        server.start()
+        running_server = contextlib.ExitStack()
+        running_server.callback(server.stop)
+        return running_server
 
     registry = CollectorRegistry()
     async with contextlib.AsyncExitStack() as stack:
-        server = store()
-        server.start()
-        stack.callback(server.stop)
-        stores = await stack.enter_async_context(open_stores(f"{server.connection_url}/0"))
+        first = stack.enter_context(store())
+        stores = await stack.enter_async_context(open_stores(f"redis://127.0.0.1:{port}/0"))
         engine = await stack.enter_async_context(StubEngine(base="base"))
         client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False))
         house = House(stores, engine, client, tmp_path)
@@ -533,15 +536,13 @@ async def test_it_goes_on_by_itself_when_the_store_comes_back(tmp_path: Path) ->
         async with running(controller):
             await until(lambda: _known(house), "the route")
             trial = await house.propose(began=datetime.now(UTC))
-            server.stop()
+            first.close()
 
             async def store_seen(up: float) -> bool:
                 return registry.get_sample_value("sluice_store_up") == up
 
             await until(lambda: store_seen(0), "the outage to be seen")
-            server = store()
-            server.start()
-            stack.callback(server.stop)
+            stack.enter_context(store())
             await house.count(trial, losses=15)
             await until(lambda: _rolled_back(house), "the rollback", limit=60)
 
