@@ -38,4 +38,5 @@ class Admission:
 
     @property
     def full(self) -> bool:
-        return self.inflight >= self._maximum
+        """Whether the request that asks, and is counted already, is one too many."""
+        return self.inflight > self._maximum

@@ -76,14 +76,15 @@ _RETRY_AFTER: Final = (b"retry-after", b"1")
 _FALLBACK: Final = (b"x-sluice-fallback", b"1")
 # The code under which a request is counted whose client went away; nginx's, for HTTP has none.
 _CLIENT_GONE: Final = 499
+_WATCH_AFTER_SECONDS: Final = 0.02
 
 
 class _Call:
     """One request on its way through."""
 
     __slots__ = (
-        "arm_headers", "authorization", "bound", "capture", "captured", "captured_bytes", "choice", "ended",
-        "engine_headers", "fell_back", "first_byte_at", "gone", "id", "lane", "no_capture", "path",
+        "authorization", "capture", "captured", "captured_bytes", "choice", "counted",
+        "engine_headers", "fell_back", "first_byte_at", "id", "lane", "no_capture", "path",
         "pieces", "query", "request", "sent_at", "session", "started", "tally", "trial", "unit",
     )  # fmt: skip
 
@@ -107,8 +108,7 @@ class _Call:
         self.captured: list[bytes] = []
         self.captured_bytes = 0
         self.fell_back = False
-        self.gone = False
-        self.ended = False
+        self.counted = False
         self.sent_at = 0.0
         self.first_byte_at = 0.0
         self.pieces = 0
@@ -134,6 +134,38 @@ class _Attempt:
             self._ended = True
             self.response.close()
             self.replica.end(outcome, perf_counter())
+
+
+class _ClientWatch:
+    """Cancels the task that made it when the client goes away, until it is stopped.
+
+    The watching task is only started where the answer takes longer than a moment: it costs more
+    than all the rest of a quick exchange.
+    """
+
+    __slots__ = ("_receive", "_task", "_timer", "_watcher", "gone")
+
+    def __init__(self, receive: Receive) -> None:
+        loop = asyncio.get_running_loop()
+        self.gone = False
+        self._receive = receive
+        self._task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer = loop.call_later(_WATCH_AFTER_SECONDS, self._start)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+            self._watcher = None
+
+    def _start(self) -> None:
+        self._watcher = self._task.get_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        await self._receive()
+        self.gone = True
+        self._task.cancel()
 
 
 class _EngineRefusedError(UpstreamError):
@@ -188,7 +220,7 @@ class Relay:
         try:
             await self._serve(call, scope, receive, send)
         except SluiceError as error:
-            if not call.ended:
+            if not call.counted:
                 self._metrics.refused(error.status)
             await send_error(send, error, call.id or next(self._ids), close=self.draining)
         finally:
@@ -215,6 +247,7 @@ class Relay:
 
     def _read_headers(self, call: _Call, headers: Iterable[tuple[bytes, bytes]]) -> None:
         to_engine = call.engine_headers
+        named = b""
         for pair in headers:
             name, value = pair
             if name not in _NOT_TO_ENGINE:
@@ -229,9 +262,11 @@ class Relay:
             elif name == b"x-sluice-no-capture":
                 call.no_capture = value == b"1"
             elif name == b"connection" and value.lower() not in (b"close", b"keep-alive"):
-                call.engine_headers = to_engine = _without_named(headers, value)
+                named = value
         if len(to_engine) > self._settings.maximum_headers:
             raise InvalidInputError("the request has too many headers")
+        if named:
+            call.engine_headers = to_engine = _without(to_engine, named)
         if not call.id:
             call.id = next(self._ids)
         to_engine.append((b"x-request-id", call.id.encode()))
@@ -294,25 +329,14 @@ class Relay:
 
     async def _answer(self, call: _Call, receive: Receive, send: Send) -> None:
         """Answer, and stop everything when the client goes away first."""
-        loop = asyncio.get_running_loop()
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-
-        def client_gone(_: "asyncio.Task[Message]") -> None:
-            if not call.ended:
-                call.gone = True
-                task.cancel()
-
-        watch: asyncio.Task[Message] = loop.create_task(receive())
-        watch.add_done_callback(client_gone)
+        watch = _ClientWatch(receive)
         try:
             await self._pass_on(call, send)
         except asyncio.CancelledError:
-            if not call.gone:
+            if not watch.gone:
                 raise
-            task.uncancel()
         finally:
-            call.ended = True
-            watch.cancel()
+            watch.stop()
 
     async def _pass_on(self, call: _Call, send: Send) -> None:
         self._budget.earn()
@@ -452,7 +476,6 @@ class Relay:
         headers = self._headers(call, attempt)
         headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        call.ended = True
         await send({"type": "http.response.body", "body": body})
         self._account(call, attempt, status, wire.read_usage(body) if status == 200 else None)
         if call.capture:
@@ -475,7 +498,6 @@ class Relay:
             self._broke(call, attempt, error)
             return
         attempt.end("answered")
-        call.ended = True
         await send({"type": "http.response.body", "body": b""})
         self._account(call, attempt, status, None)
 
@@ -497,13 +519,11 @@ class Relay:
                     break
                 data = reader.feed(read)
         except UpstreamError as error:
-            call.ended = True
             await send({"type": "http.response.body", "body": error_event(error)})
             self._broke(call, attempt, error)
             return
         rest = reader.close()
         attempt.end("failed" if reader.failed else "answered")
-        call.ended = True
         await send({"type": "http.response.body", "body": rest})
         if reader.failed:
             self._metrics.upstream_error(attempt.replica.engine.name, "error_event")
@@ -533,6 +553,7 @@ class Relay:
     def _account(self, call: _Call, attempt: _Attempt, code: int, usage: wire.Usage | None) -> None:
         """Count an exchange that got an answer. A stream that broke counts under 502, as it would
         have been answered had it broken earlier."""
+        call.counted = True
         now = perf_counter()
         total = now - call.started
         first = call.first_byte_at - call.started
@@ -555,11 +576,11 @@ class Relay:
         """Count an exchange that no engine answered."""
         if not isinstance(error, SluiceError | asyncio.CancelledError):
             return
+        call.counted = True
         code = error.status if isinstance(error, SluiceError) else _CLIENT_GONE
         served, route = call.choice.served, call.lane.route
         bound = self._label(call, served)[0]
         self._metrics.answered(bound, route.name, served.version.name, call.choice.arm, code)
-        call.ended = call.ended or isinstance(error, SluiceError)
         if call.tally is not None:
             self._count(call, call.tally, perf_counter() - call.started, None, code >= 500)
 
@@ -660,12 +681,10 @@ async def send_error(
     await send({"type": "http.response.body", "body": body})
 
 
-def _without_named(headers: Iterable[tuple[bytes, bytes]], connection: bytes) -> HeaderList:
-    """The headers for the engine, where the client named some as meant for this hop only."""
+def _without(headers: HeaderList, connection: bytes) -> HeaderList:
+    """The headers but for those that the client named as meant for this hop only."""
     named = {token.strip().lower() for token in connection.split(b",")}
-    return [
-        (name, value) for name, value in headers if name not in _NOT_TO_ENGINE and name not in named
-    ]
+    return [pair for pair in headers if pair[0] not in named]
 
 
 def _is_stream(response: Response) -> bool:

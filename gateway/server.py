@@ -50,6 +50,7 @@ def server_for(gateway: Gateway, own: GatewaySettings) -> GatewayServer:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         backlog=own.backlog,
         timeout_keep_alive=own.keep_alive_seconds,
         timeout_graceful_shutdown=_LAST_SECONDS,

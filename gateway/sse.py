@@ -12,6 +12,8 @@ _DONE: Final = b"[DONE]"
 # Only where one of these occurs does an event need to be read. Within a string they can't: their
 # quotes would be escaped there.
 _MARKS: Final = (b'"usage":{', b'"usage": {', b'"error"')
+# How /v1/responses says that it failed.
+_FAILURES: Final = ("error", "response.failed")
 # An event that is larger than this passes through in pieces, so that no engine can make us hold
 # more of a stream.
 _LARGEST_HELD: Final = 2**20
@@ -26,7 +28,8 @@ class _Tail(msgspec.Struct):
 
     choices: list[msgspec.Raw] | None = None
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
+    error: object = None
+    type: str | None = None
     response: _Response | None = None
 
 
@@ -86,7 +89,7 @@ class StreamReader:
         tail = _read(data)
         if tail is None:
             return True
-        if tail.error is not None and bytes(tail.error) != b"null":
+        if tail.error is not None or tail.type in _FAILURES:
             self.failed = True
         usage = tail.usage or (tail.response.usage if tail.response is not None else None)
         if usage is not None:

@@ -1,6 +1,7 @@
 """Worker processes that share one listening socket, and the supervisor that keeps them alive."""
 
 import errno
+import gc
 import multiprocessing
 import os
 import shutil
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 # How soon a worker that died is started again, and how many that live no longer than that end all.
 _RESTART_SECONDS: Final = 1.0
 _SHORT_LIVES: Final = 5
+_COLLECT_AFTER: Final = (20_000, 20, 20)
 
 
 def listen(host: str, port: int, backlog: int) -> socket.socket:
@@ -55,6 +57,10 @@ def serve(settings: "Settings", own: "GatewaySettings", sock: socket.socket) -> 
     from gateway.server import server_for
 
     server = server_for(Gateway(settings), own)
+    # What was made until now stays for good, and requests leave hardly any cycles behind: the
+    # collector may look for them seldom. It took 7 % of the time.
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
     server.run(sockets=[sock])
     return 0 if server.started else 1
 

@@ -1,1 +1,0 @@
-"""Tests of the data plane and the shadow."""
