@@ -173,7 +173,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, NDArray[np.generic]]]:
         tensors = deserialize(path.read_bytes())
     except (OSError, SafetensorError) as exc:
         raise UnservableError(f"{path} cannot be read: {exc}", param=WEIGHTS_FILE) from exc
-    for name, tensor in tensors:
+    for name, tensor in sorted(tensors, key=lambda each: each[0]):
         kind = tensor["dtype"]
         if kind not in _READ_AS:
             raise UnservableError(f"{name} is of type {kind}: save it as floats", param=name)
