@@ -65,6 +65,7 @@ class Gateway:
         self._store_url = settings.store_url
         self._incarnation = incarnation or uuid4().hex
         self._admission = Admission(self._own.maximum_inflight)
+        self.evidence = Evidence(self._incarnation)
         self._parts: _Parts | None = None
         self.draining = False
 
@@ -72,6 +73,10 @@ class Gateway:
     def inflight(self) -> int:
         """Requests for inference under way."""
         return self._admission.inflight
+
+    def serves(self, model: str) -> bool:
+        """Whether a client may ask for it now."""
+        return self._parts is not None and model in self._parts.snapshot.view.lanes
 
     def drain(self) -> None:
         """Turn readiness red and close connections after their answers; what runs goes on."""
@@ -119,7 +124,7 @@ class Gateway:
     async def _running(self) -> AsyncIterator[_Parts]:
         """Everything that runs beside the requests, for as long as they are served."""
         own, engines = self._own, self._settings.engine_list()
-        metrics, evidence = Metrics(), Evidence(self._incarnation)
+        metrics, evidence = Metrics(), self.evidence
         captures = Captures(own.capture, metrics)
         fleet = Fleet.of(engines, own.health)
 

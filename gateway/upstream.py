@@ -432,6 +432,11 @@ class _Connection(asyncio.Protocol):
 
     # httptools' side
 
+    def on_message_begin(self) -> None:
+        if self.complete:
+            # A second answer to one request; the parser ends here, and the connection with it.
+            raise httptools.HttpParserError("more than one answer")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value))
 
