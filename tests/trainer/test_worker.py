@@ -1,0 +1,196 @@
+"""The states of a run, on a real store and with real training; the engine comes in `test_engine`."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rollout.artifacts import ArtifactStore
+from rollout.errors import LeaseLostError
+from rollout.runs import RunState, TrainingRun
+from rollout.settings import Settings, check_section
+from rollout.stores import Stores
+from tests.trainer.samples import sentences, settings_for, training_run, until
+from trainer.settings import TrainerSettings
+from trainer.worker import Worker
+
+pytestmark = pytest.mark.anyio
+
+
+@contextlib.asynccontextmanager
+async def working(stores: Stores, settings: Settings) -> AsyncIterator[asyncio.Event]:
+    """A worker at work; leaving ends it as SIGTERM does."""
+    own = check_section(TrainerSettings, settings.trainer, "trainer")
+    stopping = asyncio.Event()
+    task = asyncio.create_task(Worker(stores, settings, own).serve(stopping))
+    try:
+        yield stopping
+    finally:
+        stopping.set()
+        await asyncio.wait_for(task, 60)
+
+
+async def enqueue(stores: Stores, *, labels: int = 60, **config: Any) -> TrainingRun:
+    await stores.cases.put_labelled(sentences(labels))
+    run = training_run(**config)
+    await stores.runs.enqueue(run)
+    return run
+
+
+async def wait_for(stores: Stores, run: TrainingRun, *states: RunState) -> TrainingRun:
+    async def there() -> bool:
+        return (await stores.runs.get(run.id)).state in states
+
+    await until(there, seconds=120)
+    return await stores.runs.get(run.id)
+
+
+async def wait_for_step(stores: Stores, run: TrainingRun) -> None:
+    """Until the loop has taken a step."""
+
+    async def stepping() -> bool:
+        events = await stores.runs.events(run.id)
+        return any("loss" in event.values for _, event in events)
+
+    await until(stepping, seconds=120)
+
+
+async def test_too_few_labels_are_refused_with_how_many_it_takes(
+    stores: Stores, settings: Settings
+) -> None:
+    run = await enqueue(stores, labels=9)
+    async with working(stores, settings):
+        ended = await wait_for(stores, run, "refused")
+    assert "at least 20 are needed" in ended.reason
+    assert ended.adapter is None
+
+
+async def test_no_labels_at_all_are_refused_too(stores: Stores, settings: Settings) -> None:
+    run = training_run()
+    await stores.runs.enqueue(run)
+    async with working(stores, settings):
+        ended = await wait_for(stores, run, "refused")
+    assert "0 rows to train on" in ended.reason
+
+
+@pytest.mark.parametrize("config", [{"rank": 512}, {"use_dora": True}, {"epochs": "two"}])
+async def test_a_configuration_that_cannot_be_is_refused_before_training(
+    stores: Stores, settings: Settings, config: dict[str, Any]
+) -> None:
+    run = await enqueue(stores, **config)
+    async with working(stores, settings):
+        ended = await wait_for(stores, run, "refused")
+    assert next(iter(config)) in ended.reason
+    assert not (settings.data_path / "runs").exists()
+
+
+async def test_a_base_that_is_not_on_this_machine_is_refused(
+    stores: Stores, redis_url: str, tmp_path: Path
+) -> None:
+    run = await enqueue(stores)
+    async with working(stores, settings_for(redis_url, tmp_path / "nowhere", tmp_path)):
+        ended = await wait_for(stores, run, "refused")
+    assert "[trainer.models]" in ended.reason
+
+
+async def test_a_training_process_that_dies_fails_the_run_and_publishes_nothing(
+    stores: Stores, redis_url: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in tiny_model_dir.iterdir():
+        if file.suffix != ".safetensors":
+            (broken / file.name).write_bytes(file.read_bytes())
+    settings = settings_for(redis_url, broken, tmp_path)
+    run = await enqueue(stores)
+    async with working(stores, settings):
+        ended = await wait_for(stores, run, "failed", "refused")
+    assert ended.state == "failed"
+    assert ended.reason
+    assert ArtifactStore(settings.artifacts_url).bundles() == []
+
+
+async def test_a_cancelled_run_stops_at_its_next_step(stores: Stores, settings: Settings) -> None:
+    run = await enqueue(stores, epochs=1000)
+    async with working(stores, settings):
+        await wait_for_step(stores, run)
+        await stores.runs.request_cancel(run.id)
+        ended = await wait_for(stores, run, "cancelled")
+    assert ended.reason == "cancelled on request"
+    assert ArtifactStore(settings.artifacts_url).bundles() == []
+
+
+async def test_a_stopped_trainer_hands_its_run_back_and_the_next_goes_on(
+    stores: Stores, settings: Settings
+) -> None:
+    run = await enqueue(stores, epochs=30)
+    async with working(stores, settings):
+        await wait_for_step(stores, run)
+    handed_back = await stores.runs.get(run.id)
+    assert handed_back.state == "queued"
+    assert handed_back.dataset is not None
+    (position,) = {entry for entry, _ in (await stores.runs.events(run.id))[-1:]}
+    async with working(stores, settings):
+        # The engine's address leads nowhere: this is as far as it gets.
+        await wait_for(stores, run, "publishing")
+        stepped = [
+            event.done
+            for _, event in await stores.runs.events(run.id, after=position)
+            if "loss" in event.values
+        ]
+    assert stepped[0] > 1
+
+
+async def test_a_run_whose_lease_is_lost_is_left_to_the_other_trainer(
+    stores: Stores, settings: Settings
+) -> None:
+    await enqueue(stores)
+    run = await stores.runs.take("one", 0)
+    other = await stores.runs.take("other", 60)
+    assert run is not None
+    assert other is not None
+    own = check_section(TrainerSettings, settings.trainer, "trainer")
+    with pytest.raises(LeaseLostError):
+        await Worker(stores, settings, own).carry_out(run, asyncio.Event())
+    assert await stores.runs.get(run.id) == replace(other, fence=0)
+    assert not (settings.data_path / "runs").exists()
+
+
+async def test_what_was_trained_is_published_with_everything_that_pins_it(
+    stores: Stores, settings: Settings
+) -> None:
+    run = await enqueue(stores, epochs=1)
+    async with working(stores, settings):
+        published = await wait_for(stores, run, "publishing")
+    artifacts = ArtifactStore(settings.artifacts_url)
+    assert published.adapter is not None
+    assert published.dataset is not None
+    pins = json.loads(artifacts.read(published.adapter, "pins.json"))
+    assert pins["base"] == "tiny"
+    assert pins["dataset"] == published.dataset
+    assert set(pins["base_sha256"]) == {"weights", "config", "tokenizer", "chat_template"}
+    assert set(pins["libraries"]) >= {"torch", "transformers", "peft"}
+    probes = json.loads(artifacts.read(published.adapter, "probes.json"))
+    assert len(probes) == 8
+    assert artifacts.document(published.dataset)
+
+
+async def test_the_same_labels_and_settings_give_the_same_adapter_which_is_no_new_version(
+    stores: Stores, settings: Settings
+) -> None:
+    async with working(stores, settings):
+        first = await enqueue(stores, epochs=1)
+
+        async def registered() -> bool:
+            return (await stores.runs.get(first.id)).version is not None
+
+        await until(registered, seconds=120)
+        await stores.runs.request_cancel(first.id)
+        await wait_for(stores, first, "cancelled")
+        second = await wait_for(stores, await enqueue(stores, epochs=1), "refused")
+    assert "exactly the adapter of triage@2" in second.reason
