@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rollout.errors import ConfigError
+from trainer.suites import SuiteRow
 
 CLASSES = ("positive", "negative", "neutral")
 # What the application itself puts before every sentence.
@@ -51,29 +52,45 @@ def read_sentences(path: Path) -> list[Sentence]:
     return sorted(sentences, key=lambda sentence: hashlib.sha256(sentence.id.encode()).digest())
 
 
-def best_prompt(sentences: Sequence[Sentence], examples: int = 1) -> list[Mapping[str, str]]:
-    """The application's instruction and `examples` clear sentences of each class."""
-    messages: list[Mapping[str, str]] = [{"role": "system", "content": INSTRUCTION}]
+def prompts(sentences: Sequence[Sentence]) -> list[tuple[Mapping[str, str], ...]]:
+    """Prompts to choose the best one from: the instruction with different clear examples.
+
+    Small models lean towards the class of the last example, so the order varies too.
+    """
     clear = {label: _clear(sentences, label) for label in CLASSES}
-    for _ in range(examples):
-        for label in CLASSES:
+    orders = (CLASSES, CLASSES[::-1], ("negative", "neutral", "positive"))
+    found: list[tuple[Mapping[str, str], ...]] = []
+    for rounds in (1, 1, 2, 2):
+        messages: list[Mapping[str, str]] = [{"role": "system", "content": INSTRUCTION}]
+        order = orders[len(found) % len(orders)]
+        for label in order * rounds:
             messages.append({"role": "user", "content": next(clear[label]).text})
             messages.append({"role": "assistant", "content": label})
-    return messages
+        found.append(tuple(messages))
+    return found
 
 
-def suite_lines(sentences: Iterable[Sentence]) -> str:
-    """Held-out sentences as an evaluation suite of the route."""
-    return "".join(json.dumps(_suite_row(sentence)) + "\n" for sentence in sentences)
+def suite_rows(
+    sentences: Iterable[Sentence], prompt: Sequence[Mapping[str, str]] | None = None
+) -> list[SuiteRow]:
+    """Sentences to evaluate on, asked as the application does, or behind another prompt."""
+    return [
+        SuiteRow(
+            id=sentence.id,
+            messages=sentence.messages if prompt is None else (*prompt, sentence.messages[-1]),
+            gold=sentence.label,
+            choices=CLASSES,
+        )
+        for sentence in sentences
+    ]
 
 
-def _suite_row(sentence: Sentence) -> dict[str, Any]:
-    return {
-        "id": sentence.id,
-        "messages": list(sentence.messages),
-        "gold": sentence.label,
-        "choices": list(CLASSES),
-    }
+def suite_lines(rows: Iterable[SuiteRow]) -> str:
+    """The rows as a suite's file."""
+    return "".join(
+        json.dumps({name: value for name, value in asdict(row).items() if value is not None}) + "\n"
+        for row in rows
+    )
 
 
 def _clear(sentences: Sequence[Sentence], label: str) -> Iterator[Sentence]:

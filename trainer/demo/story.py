@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,9 @@ from rollout.state import Promoted, RolledBack
 from trainer.demo.application import Application
 from trainer.demo.people import People
 from trainer.demo.results import Candidate, Results
-from trainer.demo.sentences import Sentence, best_prompt, suite_lines
-from trainer.evaluate import Gateway, answer_suite, score
-from trainer.suites import read_suite
+from trainer.demo.sentences import Sentence, prompts, suite_lines, suite_rows
+from trainer.evaluate import Gateway, Graded, answer_suite, score
+from trainer.suites import Suite, make_suite, read_suite
 
 _ME = "demo"
 # The shadow may be behind by this long before the demo goes on without its last pairs.
@@ -37,13 +37,18 @@ _BATCH = 8
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much of everything: `requests` for the first trial, which the labels come from;
-    `round` for each look at a later one, of which there are at most `rounds` before the canary."""
+    """How much of everything.
+
+    `requests` for the first trial, which the labels come from; `round` for each look at a later
+    one, of which there are at most `rounds` before the canary. `choice` training sentences choose
+    the prompt, and `heldout` others say how good each version is.
+    """
 
     requests: int = 480
     round: int = 60
     rounds: int = 8
     heldout: int = 300
+    choice: int = 60
     epochs: int = 2
 
 
@@ -84,7 +89,7 @@ class Story:
         with self._stage("the bare base is stable"):
             suite = self._data / "suites" / f"{self._route}.jsonl"
             suite.parent.mkdir(parents=True, exist_ok=True)
-            suite.write_text(suite_lines(self._heldout), encoding="utf-8")
+            suite.write_text(suite_lines(suite_rows(self._heldout)), encoding="utf-8")
             view = self._view()
             if view.candidate is not None:
                 self._change("rollback", "the demo begins")
@@ -96,12 +101,13 @@ class Story:
 
     def try_prompt(self) -> None:
         """Stage 1: a prompt with examples answers in the shadow; people label what differs."""
-        with self._stage("the best prompt in the shadow, and people's labels"):
+        with self._stage("the best prompt with examples"):
             version = self._control.register(
                 self._route,
-                prompt={"messages": best_prompt(self._train), "mode": "replace_system"},
-                note="the instruction with an example of each class",
+                prompt={"messages": self._best_prompt(), "mode": "replace_system"},
+                note="the instruction with examples of each class",
             )
+        with self._stage("its shadow, and people's labels"):
             candidate = self._add(version.name, "the base, a prompt with examples")
             self._evaluate(candidate)
             self._change("propose", "do examples help?", version=version.name)
@@ -168,6 +174,18 @@ class Story:
             candidate.end = self._withdraw(candidate, "the gate has not seen it")
 
     # What the stages are made of
+
+    def _best_prompt(self) -> Sequence[Mapping[str, str]]:
+        """The prompt under which the base is right most often on some training sentences."""
+        sample = self._train[-self._scale.choice :]
+        rights: list[int] = []
+        found = prompts(self._train)
+        for number, prompt in enumerate(found, start=1):
+            suite = make_suite(self._route, suite_rows(sample, prompt))
+            graded, _ = self._ask(f"{self._route}@1", suite, f"prompt {number} of {len(found)}")
+            rights.append(sum(each.right for each in graded))
+        self._say(f"right on {rights} of {len(sample)} training sentences; the best one is taken")
+        return found[rights.index(max(rights))]
 
     def _serve(self, candidate: Candidate, requests: int) -> None:
         """Customers ask; people label what the shadow finds, until it has caught up."""
@@ -237,17 +255,21 @@ class Story:
         """Ask a version every held-out sentence, constrained to the three classes."""
         self._wait_resident(candidate.version)
         suite = read_suite(self._route, self._data / "suites" / f"{self._route}.jsonl")
+        what = f"{candidate.version} on held-out sentences"
+        graded, seconds = self._ask(candidate.version, suite, what)
+        candidate.score = score(candidate.version, graded, seconds)
+        self._say(f"{candidate.version} is right on {_percent(candidate.score)}")
+
+    def _ask(self, version: str, suite: Suite, what: str) -> tuple[list[Graded], float]:
+        """A version's answers to every row, and how many seconds they took."""
         began = monotonic()
-        with self._bar(f"  {candidate.version} on held-out sentences", len(suite.rows)) as advance:
+        with self._bar(f"  {what}", len(suite.rows)) as advance:
 
             async def on_row(_done: int, _total: int) -> None:
                 advance()
 
-            graded = self._runner.run(
-                answer_suite(self._gateway, candidate.version, suite, on_row=on_row)
-            )
-        candidate.score = score(candidate.version, graded, monotonic() - began)
-        self._say(f"{candidate.version} is right on {_percent(candidate.score)}")
+            graded = self._runner.run(answer_suite(self._gateway, version, suite, on_row=on_row))
+        return graded, monotonic() - began
 
     def _wait_resident(self, version: str) -> None:
         until = monotonic() + _RESIDENT_SECONDS
