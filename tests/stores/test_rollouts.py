@@ -8,7 +8,7 @@ from rollout.credentials import ApiKey
 from rollout.engines import Residency
 from rollout.errors import NotFoundError, RefusedError, StaleRevisionError, StoreUnavailableError
 from rollout.routes import Route
-from rollout.state import CanarySet, Promoted, Proposed, Rollout
+from rollout.state import CanarySet, Event, Promoted, Proposed, Rollout
 from rollout.stores import GatewayPresence, Stores, open_stores
 from rollout.versions import Prompt, Version
 from tests.stores.conftest import AT
@@ -98,7 +98,7 @@ async def test_a_refused_event_leaves_nothing_behind(stores: Stores) -> None:
 
 async def test_every_kind_of_event_is_read_back_as_itself(stores: Stores) -> None:
     rollout = await stores.rollouts.get("triage")
-    events = [
+    events: list[Event] = [
         Proposed(version=2, at=AT, by="a"),
         CanarySet(percent=10, at=AT, by="a"),
         Promoted(at=AT, by="a"),
@@ -133,7 +133,7 @@ async def test_announcements_begin_with_the_present_and_follow_each_change(store
     announcements = stores.catalog.announcements()
     first = await anext(announcements)
     assert first == await stores.catalog.revision()
-    following = asyncio.ensure_future(anext(announcements))  # type: ignore[arg-type]
+    following = asyncio.ensure_future(anext(announcements))
     before = await stores.rollouts.get("triage")
     commit = await stores.rollouts.commit(before, Proposed(version=2, at=AT, by="ann"))
     assert await asyncio.wait_for(following, 5) == commit.catalog_revision
