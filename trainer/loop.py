@@ -156,7 +156,8 @@ def train(
         )
     ]
     epoch_ends = {len(plan) * (epoch + 1) // config.epochs for epoch in range(config.epochs)}
-    validation_rows = _validation_rows(validation, config.row_tokens)
+    share = _may_share(model, max(lengths))
+    validation_rows = _validation_rows(validation, config.row_tokens, share=share)
 
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     optimizer = torch.optim.AdamW(
@@ -181,14 +182,16 @@ def train(
             group["lr"] = rate
 
         # The step's loss is the mean over its learnt tokens, however they fall into rows.
-        rows = [pack([examples[index] for index in row]).to(device) for row in plan[number]]
+        rows = [
+            pack([examples[index] for index in row], share=share).to(device) for row in plan[number]
+        ]
         learnt = sum(len(row.targets) for row in rows)
         loss = 0.0
         for row in rows:
             part = loss_of_row(model, row) / learnt
             part.backward()
             loss += part.item()
-            tokens += row.ids.shape[1]
+            tokens += row.tokens
         if not math.isfinite(loss):
             raise DivergedError(
                 f"the loss is {loss} at step {number + 1} of {len(plan)}: choose a learning_rate "
@@ -241,7 +244,13 @@ def schedule(step: int, total: int, config: TrainingConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def _validation_rows(examples: Sequence[Rendered], row_tokens: int) -> list[Row]:
+def _may_share(model: Any, longest: int) -> bool:
+    """Whether one mask is right for every layer: none of them looks back less far than that."""
+    window = getattr(model.config, "sliding_window", None)
+    return window is None or longest <= window
+
+
+def _validation_rows(examples: Sequence[Rendered], row_tokens: int, *, share: bool) -> list[Row]:
     plan = plan_epoch(
         [len(example.ids) for example in examples],
         row_tokens=row_tokens,
@@ -249,7 +258,7 @@ def _validation_rows(examples: Sequence[Rendered], row_tokens: int) -> list[Row]
         seed=0,
         epoch=0,
     )
-    return [pack([examples[index] for index in row]) for step in plan for row in step]
+    return [pack([examples[index] for index in row], share=share) for step in plan for row in step]
 
 
 @torch.no_grad()

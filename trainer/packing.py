@@ -11,20 +11,27 @@ from trainer.rendering import Rendered
 
 # Best fit over all open rows would be quadratic; the fullest that fits among so many is as good.
 _OPEN_ROWS = 64
+# A mask costs something too.
+_WORTH_SHARING = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """Several examples end to end.
 
-    ids, positions (1, tokens): positions begin at 0 with each example, which is what keeps them
-    apart in attention. kept, targets (learnt tokens,): where to read a prediction, and of what.
+    ids, positions (1, tokens): an example's positions are those it would have alone.
+    kept, targets (learnt tokens,): where to read a prediction, and of what.
+    mask (1, 1, tokens, tokens): what each token may look at, where the examples share their
+        beginning; None where positions that begin at 0 again are all that keeps them apart.
+    tokens: how many there are in the examples, shared ones counted in each.
     """
 
     ids: Tensor
     positions: Tensor
     kept: Tensor
     targets: Tensor
+    mask: Tensor | None
+    tokens: int
 
     def to(self, device: torch.device) -> "Row":
         return Row(
@@ -32,28 +39,56 @@ class Row:
             self.positions.to(device),
             self.kept.to(device),
             self.targets.to(device),
+            None if self.mask is None else self.mask.to(device),
+            self.tokens,
         )
 
 
-def pack(examples: Sequence[Rendered]) -> Row:
-    """One row of all the examples, in their order."""
-    ids: list[int] = []
-    positions: list[int] = []
+def pack(examples: Sequence[Rendered], *, share: bool = True) -> Row:
+    """One row of all the examples, in their order.
+
+    Where all of them begin with the same instruction and `share` allows it, the row holds that
+    once: causal attention gives its tokens the same states in each example, and each example's
+    gradients reach it all the same.
+    """
+    shared = _shared_prompt(examples) if share else 0
+    ids = list(examples[0].ids[:shared])
+    positions = list(range(shared))
+    owners = [-1] * shared
     kept: list[int] = []
     targets: list[int] = []
-    for example in examples:
-        start = len(ids)
-        ids.extend(example.ids)
-        positions.extend(range(len(example.ids)))
-        targets.extend(example.answer)
+    for number, example in enumerate(examples):
         # The token before predicts the next one.
-        kept.extend(range(start + example.answer_start - 1, start + len(example.ids) - 1))
+        first = len(ids) + example.answer_start - shared - 1
+        kept.extend(range(first, first + len(example.answer)))
+        targets.extend(example.answer)
+        ids.extend(example.ids[shared:])
+        positions.extend(range(shared, len(example.ids)))
+        owners.extend([number] * (len(example.ids) - shared))
     return Row(
         ids=torch.tensor([ids]),
         positions=torch.tensor([positions]),
         kept=torch.tensor(kept),
         targets=torch.tensor(targets),
+        mask=_mask(torch.tensor(owners)) if shared else None,
+        tokens=sum(len(example.ids) for example in examples),
     )
+
+
+def _shared_prompt(examples: Sequence[Rendered]) -> int:
+    """How many tokens all the examples begin with, short of the ones that predict an answer."""
+    if len(examples) < 2:
+        return 0
+    longest = min(example.answer_start for example in examples) - 1
+    low, high = (pick(example.ids[:longest] for example in examples) for pick in (min, max))
+    same = next((place for place in range(longest) if low[place] != high[place]), longest)
+    return same if same >= _WORTH_SHARING else 0
+
+
+def _mask(owners: Tensor) -> Tensor:
+    """True where a token may look: back, at what is shared (-1) and at its own example."""
+    visible = (owners[:, None] == owners[None, :]) | (owners[None, :] < 0)
+    return visible.tril()[None, None]
 
 
 def plan_epoch(

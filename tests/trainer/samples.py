@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -58,6 +59,15 @@ def sentences(count: int) -> list[LabelledCase]:
     return [
         labelled(number, f"{_name(number)} is {colours[number % 3]}", ANSWERS[colours[number % 3]])
         for number in range(count)
+    ]
+
+
+def without_meaning(rows: list[LabelledCase]) -> list[LabelledCase]:
+    """The same sentences, each with an answer that nothing in it gives away."""
+    answers = list(ANSWERS.values())
+    return [
+        labelled(number, row.case.messages[0]["content"], answers[zlib.crc32(b"%d" % number) % 3])
+        for number, row in enumerate(rows)
     ]
 
 

@@ -17,7 +17,14 @@ from rollout.settings import Settings, check_section
 from rollout.stores import Stores
 from rollout.versions import Version
 from tests.engines import VllmServer
-from tests.trainer.samples import ROUTE, sentences, settings_for, training_run, until
+from tests.trainer.samples import (
+    ROUTE,
+    sentences,
+    settings_for,
+    training_run,
+    until,
+    without_meaning,
+)
 from tests.trainer.standins import loading, pinned_versions
 from trainer import publish
 from trainer.settings import TrainerSettings
@@ -160,7 +167,10 @@ def _forge(house: House, published: publish.Published, value: float) -> Path:
 
 async def test_an_adapter_that_does_not_win_is_recorded_and_not_proposed(house: House) -> None:
     stores = house.stores
-    await stores.cases.put_labelled(sentences(150))
-    run = await ended(stores, training_run(epochs=1, learning_rate=1e-8, warmup=1.0))
+    await stores.cases.put_labelled(without_meaning(sentences(150)))
+    run = await ended(stores, training_run(epochs=2))
     assert run.state == "refused"
+    assert run.report is not None
+    assert (await stores.reports.get(run.report)).outcome == "inconclusive"
+    assert "no difference from triage@1 is shown" in run.reason
     assert (await stores.rollouts.get(ROUTE)).trial is None

@@ -50,8 +50,36 @@ def fresh(base: BaseModel, settings: TrainingConfig) -> Any:
     return loop.add_adapter(model, settings)
 
 
+def lora_parameters(model: Any) -> dict[str, Any]:
+    return {n: each for n, each in model.named_parameters() if each.requires_grad}
+
+
 def lora(model: Any) -> dict[str, torch.Tensor]:
-    return {n: each.detach() for n, each in model.named_parameters() if each.requires_grad}
+    return {n: each.detach() for n, each in lora_parameters(model).items()}
+
+
+def trained_a_little(base: BaseModel) -> Any:
+    """B is not zero, so that A has gradients too."""
+    model = fresh(base, config())
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for each in lora_parameters(model).values():
+            each.add_(0.02 * torch.randn(each.shape, generator=generator))
+    return model
+
+
+def instructed(tokenizer: Any, instruction: str) -> list[Rendered]:
+    system = [{"role": "system", "content": instruction}] if instruction else []
+    return [
+        render(
+            tokenizer,
+            [*system, *row.case.messages],
+            row.case.stable.text,
+            stops=frozenset({tokenizer.eos_token_id}),
+            max_length=128,
+        )
+        for row in sentences(6)
+    ]
 
 
 @given(
@@ -85,18 +113,36 @@ def test_each_epoch_has_its_own_order() -> None:
     assert plans[0] == plans[2] != plans[1]
 
 
+@pytest.mark.parametrize("instruction", ["", "Say whether it is warm, cold or mild. " * 3])
+@pytest.mark.parametrize("share", [True, False])
 def test_examples_packed_together_are_as_if_alone(
-    base: BaseModel, examples: list[Rendered]
+    base: BaseModel, tokenizer: Any, instruction: str, *, share: bool
 ) -> None:
-    model = fresh(base, config()).eval()
-    with torch.no_grad():
-        together = sft.log_probabilities(model, pack(examples[:6]))
-        alone = torch.cat([sft.log_probabilities(model, pack([each])) for each in examples[:6]])
-    assert torch.allclose(together, alone, atol=1e-4)
+    examples = instructed(tokenizer, instruction)
+    model = trained_a_little(base)
+    together = pack(examples, share=share)
+    assert (together.mask is not None) == (share and bool(instruction))
+    gradients = []
+    log_probabilities = []
+    for rows in ([together], [pack([each]) for each in examples]):
+        model.zero_grad()
+        found = torch.cat([sft.log_probabilities(model, row) for row in rows])
+        found.sum().backward()
+        log_probabilities.append(found.detach())
+        gradients.append({n: each.grad.clone() for n, each in lora_parameters(model).items()})
+    assert torch.allclose(log_probabilities[0], log_probabilities[1], atol=1e-4)
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_shared_instruction_is_computed_once(tokenizer: Any) -> None:
+    examples = instructed(tokenizer, "Say whether it is warm, cold or mild. " * 3)
+    row = pack(examples)
+    assert row.ids.shape[1] < row.tokens / 2 == pack(examples, share=False).ids.shape[1] / 2
 
 
 def test_only_answers_have_targets(examples: list[Rendered]) -> None:
-    row = pack(examples[:2])
+    row = pack(examples[:2], share=False)
     assert tuple(row.targets.tolist()) == examples[0].answer + examples[1].answer
     assert row.ids[0, row.kept + 1].tolist() == row.targets.tolist()
 

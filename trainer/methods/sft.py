@@ -28,12 +28,13 @@ def target_logits(model: Any, row: Row) -> Tensor:
     """What predicts each learnt token (targets, vocabulary).
 
     With `attention_mask=None` and `use_cache=False` transformers reads from the positions where
-    one document ends and keeps them apart; with a mask of ones, or a cache, it silently mixes them.
+    one example ends and keeps them apart; with a mask of ones, or a cache, it silently mixes them.
+    A mask of four dimensions is taken as it is.
     """
     output = model(
         input_ids=row.ids,
         position_ids=row.positions,
-        attention_mask=None,
+        attention_mask=row.mask,
         use_cache=False,
         logits_to_keep=row.kept,
     )
