@@ -203,9 +203,7 @@ class Gateway:
         path, method = scope["path"], scope["method"]
         known_models = path.startswith("/v1/models/")
         if path not in _READ_PATHS and path not in _WRITE_PATHS and not known_models:
-            raise EndpointNotFoundError(
-                f"there is no {path} here: see the README for what there is"
-            )
+            raise EndpointNotFoundError(f"there is no {path} here: docs/api.md lists what there is")
         if method != ("POST" if path in _WRITE_PATHS else "GET"):
             raise MethodNotAllowedError(f"{path} does not take {method}")
         match path:

@@ -210,7 +210,7 @@ def _check(kind: type[M], table: Mapping[str, Any], where: str) -> M:
         first = exc.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         problem = (
-            "nothing reads this key; see the README for those that exist"
+            "nothing reads this key; docs/configuration.md lists those that exist"
             if first["type"] == "extra_forbidden"
             else first["msg"]
         )
