@@ -37,6 +37,19 @@ class TooLargeError(InvalidInputError):
     code = "request_too_large"
 
 
+class InternalError(SluiceError):
+    """A fault of ours; the log has the rest."""
+
+
+class BadHttpError(InvalidInputError):
+    code = "invalid_http"
+
+
+class HeadTooLargeError(InvalidInputError):
+    status = 431
+    code = "request_head_too_large"
+
+
 class ModelNotFoundError(NotFoundError):
     code = "model_not_found"
 

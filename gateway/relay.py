@@ -14,6 +14,7 @@ from gateway.auth import Authenticator
 from gateway.balance import pick
 from gateway.capture import Captures, Seen
 from gateway.errors import (
+    HeadTooLargeError,
     ModelNotFoundError,
     NotReadyError,
     NotResidentError,
@@ -264,7 +265,7 @@ class Relay:
             elif name == b"connection" and value.lower() not in (b"close", b"keep-alive"):
                 named = value
         if len(to_engine) > self._settings.maximum_headers:
-            raise InvalidInputError("the request has too many headers")
+            raise HeadTooLargeError("the request has too many headers")
         if named:
             call.engine_headers = to_engine = _without(to_engine, named)
         if not call.id:

@@ -7,6 +7,7 @@ from typing import Final
 import uvicorn
 
 from gateway.app import Gateway
+from gateway.protocol import ClientProtocol
 from gateway.settings import GatewaySettings
 
 # After the drain nothing is under way any more, or has had its time.
@@ -44,7 +45,7 @@ def server_for(gateway: Gateway, own: GatewaySettings) -> GatewayServer:
     config = uvicorn.Config(
         gateway,
         loop="uvloop",
-        http="httptools",
+        http=ClientProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

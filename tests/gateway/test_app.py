@@ -191,7 +191,7 @@ async def test_a_body_over_the_limit_is_a_413(engine: StubEngine, tmp_path: Path
 
 async def test_too_many_headers_are_refused(gateway: RunningGateway) -> None:
     answer = await gateway.ask(**{f"x-{number}": "1" for number in range(300)})
-    assert answer.status == 400
+    assert answer.status == 431
 
 
 async def test_a_version_that_no_engine_serves_is_a_503(engine: StubEngine, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from rollout.engines import Residency
 from rollout.exchanges import Answer
 from rollout.routes import Route
 from rollout.state import CanarySet, Event, Promoted, Proposed, RolledBack
-from rollout.stores import Stores, open_stores
+from rollout.stores import Stores, Taken, open_stores
 from rollout.versions import Version
 from tests.gateway.serving import (
     KEY,
@@ -142,7 +142,7 @@ async def test_exchanges_of_a_trial_are_captured_for_the_shadow(
     await gateway.ask("r@2")
     await gateway.send(body=BODY, headers={"x-request-id": "whole", "x-sluice-session": "s"})
     await gateway.send(body=STREAM, headers={"x-request-id": "streamed"})
-    taken = []
+    taken: list[Taken] = []
     async with asyncio.timeout(10):
         while len(taken) < 2:
             taken += await stores.captures.take("test", 10, 1.0)
