@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from gateway.settings import (
 from gateway.shadow.settings import ShadowSettings
 from rollout import errors, settings
 from rollout.api.app import create_app
+from rollout.cli import _parser
 from rollout.control.views import Verb
 from rollout.credentials import SCOPES
 from rollout.errors import SluiceError
@@ -167,6 +169,13 @@ def test_links_of_a_page_lead_somewhere(path: Path) -> None:
     assert [link for link in links_of(path) if not leads_somewhere(path, link)] == []
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_commands_in_the_blocks_of_a_page_are_accepted(path: Path) -> None:
+    for arguments in commands_of(path):
+        # argparse exits where it refuses, and says why.
+        _parser().parse_args(arguments)
+
+
 def page(name: str) -> str:
     return (DOCS / f"{name}.md").read_text(encoding="utf-8")
 
@@ -235,6 +244,17 @@ def error_codes() -> set[str]:
         if isinstance(each, type) and issubclass(each, SluiceError)
     ]
     return {kind.code for kind in kinds} - NEVER_SENT
+
+
+def commands_of(path: Path) -> Iterator[list[str]]:
+    """The arguments of each `sluice` command that stands on a line of a block."""
+    blocks = re.findall(
+        r"^```.*?\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    for line in "".join(blocks).splitlines():
+        if line.startswith("sluice "):
+            words = shlex.split(line, comments=True)
+            yield words[1 : words.index(">") if ">" in words else None]
 
 
 def links_of(path: Path) -> list[str]:
