@@ -1,19 +1,19 @@
 """Every error that Sluice raises on purpose, named after what the caller can do.
 
-    SluiceError
-    ├── InvalidInputError          mend the input and try again
-    │   └── ConfigError            mend the configuration file
-    ├── AuthenticationError        send a valid key
-    │   └── PermissionDeniedError  ask for a key with that scope or route
-    ├── NotFoundError              ask for something that exists
-    ├── ConflictError              reload, look, decide again
-    │   ├── StaleRevisionError     somebody else committed first
-    │   └── RefusedError           the present state does not allow it
-    ├── UnservableError            the engine cannot serve this adapter
-    ├── LeaseLostError             stop: another process has taken over
-    └── UnavailableError           wait and try again
-        ├── StoreUnavailableError  Redis does not answer
-        └── EngineUnavailableError no replica answers
+SluiceError
+├── InvalidInputError          mend the input and try again
+│   └── ConfigError            mend the configuration file
+├── AuthenticationError        send a valid key
+│   └── PermissionDeniedError  ask for a key with that scope or route
+├── NotFoundError              ask for something that exists
+├── ConflictError              reload, look, decide again
+│   ├── StaleRevisionError     somebody else committed first
+│   └── RefusedError           the present state does not allow it
+├── UnservableError            the engine cannot serve this adapter
+├── LeaseLostError             stop: another process has taken over
+└── UnavailableError           wait and try again
+    ├── StoreUnavailableError  Redis does not answer
+    └── EngineUnavailableError no replica answers
 """
 
 from typing import ClassVar

@@ -63,7 +63,9 @@ class Version:
         It contains the digest: an engine that loads other bytes under a name it knows goes on
         using cached prefixes of the old ones (vllm#42125).
         """
-        return self.base if self.adapter is None else f"{self.base}-{self.adapter[:_DIGEST_IN_NAME]}"
+        return (
+            self.base if self.adapter is None else f"{self.base}-{self.adapter[:_DIGEST_IN_NAME]}"
+        )
 
     @property
     def rewrites_body(self) -> bool:
