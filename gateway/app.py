@@ -14,7 +14,10 @@ from uuid import uuid4
 import msgspec
 
 from gateway import health
+from gateway.accounts import Accounts
+from gateway.attempts import Attempts
 from gateway.auth import Authenticator
+from gateway.call import Receive, Scope, Send
 from gateway.capture import Captures
 from gateway.errors import (
     EndpointNotFoundError,
@@ -26,7 +29,7 @@ from gateway.evidence import Evidence
 from gateway.health import Fleet
 from gateway.limits import Admission
 from gateway.metrics import Metrics
-from gateway.relay import Receive, Relay, Scope, Send, find_lane, send_error
+from gateway.relay import Relay, find_lane, send_error
 from gateway.routing import View
 from gateway.settings import GatewaySettings
 from gateway.snapshot import FILE_NAME, Options, Snapshot
@@ -145,13 +148,10 @@ class Gateway:
             relay = Relay(
                 settings=own,
                 snapshot=snapshot,
-                fleet=fleet,
-                pool=pool,
                 authenticator=authenticator,
-                metrics=metrics,
-                evidence=evidence,
-                captures=captures,
                 admission=self._admission,
+                attempts=Attempts(own, fleet, pool, metrics),
+                accounts=Accounts(metrics, evidence, captures),
                 incarnation=self._incarnation,
             )
             async with asyncio.TaskGroup() as tasks:

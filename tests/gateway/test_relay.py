@@ -12,7 +12,7 @@ import pytest
 from gateway.settings import UpstreamSection
 from gateway.upstream import UpstreamPool
 from rollout.policy import Slo
-from rollout.versions import Version
+from rollout.versions import Prompt, Version
 from tests.gateway.serving import (
     AT,
     CHAT,
@@ -142,6 +142,35 @@ async def test_another_replica_answers_for_one_that_fails(tmp_path: Path, failur
         # It is asked until it has failed three times, and then left alone; the first of them may
         # have been sent twice, on the connection that the health check left.
         assert 1 <= len(one.inference_requests) <= 4
+
+
+async def test_a_replica_that_forgot_an_adapter_is_passed_over(tmp_path: Path) -> None:
+    """Until the controller has noticed that an engine was restarted."""
+    async with StubEngine(base="base") as one, StubEngine(base="base") as other:
+        other.adapters[CANDIDATE] = "/nowhere"
+        known = catalog(one.url, other.url, candidate=ADAPTER)
+        async with serving(settings(tmp_path, one.url, other.url), known) as gateway:
+            for _ in range(6):
+                answer = await gateway.ask("r@2")
+                assert answer.status == 200
+            other.forget()
+            answer = await gateway.ask("r@2")
+            assert (answer.status, answer.json()["error"]["code"]) == (503, "version_not_resident")
+            # A candidate that nobody serves any more is answered for by stable.
+            assert (await gateway.ask()).headers["x-sluice-fallback"] == "1"
+
+
+async def test_a_candidate_with_a_prompt_has_no_say_where_prompts_have_no_place(
+    engine: StubEngine, tmp_path: Path
+) -> None:
+    known = catalog(engine.url, candidate=ADAPTER)
+    prompted = replace(known.versions["r@2"], prompt=Prompt(({"role": "system", "content": "x"},)))
+    known = replace(known, versions={**known.versions, "r@2": prompted})
+    async with serving(settings(tmp_path, engine.url), known) as gateway:
+        answer = await gateway.send(path="/v1/completions", body={"model": "r", "prompt": "Hi"})
+        assert (answer.status, answer.headers["x-sluice-fallback"]) == (200, "1")
+        pinned = {"model": "r@2", "prompt": "Hi"}
+        assert (await gateway.send(path="/v1/completions", body=pinned)).status == 400
 
 
 async def test_a_dead_replica_is_not_noticed(tmp_path: Path) -> None:

@@ -1,0 +1,156 @@
+"""What is counted of an exchange, and what is kept of it for the shadow."""
+
+import asyncio
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Final
+
+from gateway.attempts import Attempt
+from gateway.call import Call, HeaderList
+from gateway.capture import Captures, Seen
+from gateway.errors import UpstreamError
+from gateway.evidence import Evidence, Tally, TrialArm
+from gateway.metrics import Bound, Metrics
+from gateway.routing import Served, wants_capture
+from gateway.wire import EMBEDDINGS, Usage
+from rollout.errors import SluiceError
+
+# The code under which a request is counted whose client went away; nginx's, for HTTP has none.
+CLIENT_GONE: Final = 499
+
+
+class Accounts:
+    """Counts by assigned arm and served version. Nothing here waits for anything."""
+
+    def __init__(self, metrics: Metrics, evidence: Evidence, captures: Captures) -> None:
+        self._metrics = metrics
+        self._evidence = evidence
+        self._captures = captures
+        self._labelled: dict[tuple[str, str], tuple[Bound, HeaderList]] = {}
+
+    def open(self, call: Call) -> None:
+        """Decide what is counted and kept of the exchange, once its arm is known."""
+        trial, route = call.lane.trial, call.lane.route
+        if trial is None:
+            return
+        arm: TrialArm = "candidate" if call.choice.arm == "candidate" else "stable"
+        call.tally = self._evidence.tally(route.name, trial.id, arm)
+        call.trial = trial.id
+        call.capture = (
+            not call.no_capture
+            and call.path != EMBEDDINGS
+            and wants_capture(trial, call.id, route.capture)
+        )
+
+    def refused(self, call: Call, code: int) -> None:
+        """The request reached no version."""
+        if not call.counted:
+            self._metrics.refused(code)
+
+    def headers(self, call: Call, served: Served) -> HeaderList:
+        """What the client is told of who answered."""
+        return self._label(call, served)[1]
+
+    def broke(self, call: Call, attempt: Attempt, error: UpstreamError) -> None:
+        self._metrics.upstream_error(attempt.replica.engine.name, error.reason)
+        attempt.end("failed")
+        self.answered(call, attempt, error.status, usage_so_far(attempt))
+
+    def answered(self, call: Call, attempt: Attempt, code: int, usage: Usage | None) -> None:
+        """Count an exchange that got an answer. A stream that broke counts under 502, as it would
+        have been answered had it broken earlier."""
+        call.counted = True
+        now = perf_counter()
+        total = now - call.started
+        first = call.first_byte_at - call.started
+        route, choice = call.lane.route, call.choice
+        bound = self._label(call, attempt.served)[0]
+        self._metrics.answered(bound, route.name, attempt.served.version.name, choice.arm, code)
+        bound.duration.observe(total)
+        if attempt.reader is not None:
+            if attempt.reader.failed:
+                self._metrics.upstream_error(attempt.replica.engine.name, "error_event")
+            bound.first_token.observe(first)
+            if call.pieces > 1:
+                bound.inter_token.observe((now - call.first_byte_at) / (call.pieces - 1))
+        self._metrics.overhead.observe(call.sent_at - call.started)
+        if usage is not None:
+            bound.prompt_tokens.inc(usage.prompt)
+            bound.completion_tokens.inc(usage.completion)
+        if call.tally is not None:
+            self._count(call, call.tally, total, first if attempt.reader else None, code >= 500)
+
+    def unanswered(self, call: Call, error: BaseException) -> None:
+        """Count an exchange that no engine answered."""
+        if not isinstance(error, SluiceError | asyncio.CancelledError):
+            return
+        call.counted = True
+        code = error.status if isinstance(error, SluiceError) else CLIENT_GONE
+        served, route = call.choice.served, call.lane.route
+        bound = self._label(call, served)[0]
+        self._metrics.answered(bound, route.name, served.version.name, call.choice.arm, code)
+        if call.tally is not None:
+            self._count(call, call.tally, perf_counter() - call.started, None, code >= 500)
+
+    def _count(
+        self, call: Call, tally: Tally, total: float, first: float | None, failed: bool
+    ) -> None:
+        slo = call.lane.route.slo
+        tally.requests += 1
+        tally.seconds += total
+        tally.errors += failed or call.fell_back
+        tally.fallbacks += call.fell_back
+        if slo.ttft_seconds is not None and first is not None and first > slo.ttft_seconds:
+            tally.slow_first_token += 1
+        if slo.total_seconds is not None and total > slo.total_seconds:
+            tally.slow_total += 1
+        tally.dirty = True
+
+    def tee(self, call: Call, data: bytes) -> None:
+        call.captured.append(data)
+        call.captured_bytes += len(data)
+        if call.captured_bytes > self._captures.largest:
+            call.capture = False
+            call.captured.clear()
+            self._captures.too_large()
+
+    def keep(self, call: Call, attempt: Attempt, status: int, body: bytes) -> None:
+        stream = attempt.reader is not None
+        self._captures.offer(
+            Seen(
+                request_id=call.id,
+                route=call.lane.route.name,
+                trial=call.trial,
+                arm=call.choice.arm,
+                unit=call.unit,
+                path=call.path,
+                request=call.request.body,
+                version=attempt.served.version.number,
+                status=status,
+                body=body,
+                stream=stream,
+                ttft_seconds=call.first_byte_at - call.sent_at if stream else None,
+                total_seconds=perf_counter() - call.sent_at,
+                at=datetime.now(UTC),
+            )
+        )
+
+    def _label(self, call: Call, served: Served) -> tuple[Bound, HeaderList]:
+        """The metrics and headers of a version in an arm, made once."""
+        key = (served.version.name, call.choice.arm)
+        found = self._labelled.get(key)
+        if found is None:
+            name, route = served.version.name, call.lane.route.name
+            found = self._labelled[key] = (
+                self._metrics.bound(route, name, call.choice.arm),
+                [
+                    (b"x-sluice-route", route.encode()),
+                    (b"x-sluice-version", name.encode()),
+                    (b"x-sluice-arm", call.choice.arm.encode()),
+                ],
+            )
+        return found
+
+
+def usage_so_far(attempt: Attempt) -> Usage | None:
+    return attempt.reader.usage if attempt.reader is not None else None

@@ -1,0 +1,189 @@
+"""Who answers: a replica of the version, another one, or stable for the candidate."""
+
+from collections.abc import Sequence
+from random import getrandbits
+from time import perf_counter
+
+from gateway import wire
+from gateway.balance import pick
+from gateway.call import Call
+from gateway.errors import NotResidentError, UpstreamError
+from gateway.health import Fleet, Outcome, Replica
+from gateway.limits import RetryBudget
+from gateway.metrics import Metrics
+from gateway.routing import Served
+from gateway.settings import GatewaySettings
+from gateway.sse import StreamReader
+from gateway.upstream import Response, UpstreamPool
+from rollout.errors import EngineUnavailableError, InvalidInputError, UnavailableError
+
+
+class Attempt:
+    """One request to one replica; `end` gives everything back, once."""
+
+    __slots__ = ("_ended", "first", "reader", "replica", "response", "served", "whole")
+
+    def __init__(self, served: Served, replica: Replica, response: Response) -> None:
+        self.served = served
+        self.replica = replica
+        self.response = response
+        self.reader: StreamReader | None = None
+        self.first = b""
+        self.whole = False
+        self._ended = False
+        replica.begin()
+
+    def end(self, outcome: Outcome) -> None:
+        if not self._ended:
+            self._ended = True
+            self.response.close()
+            self.replica.end(outcome, perf_counter())
+
+
+class EngineRefusedError(UpstreamError):
+    """The engine answered 5xx; that answer is passed on where nothing better is to be had."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__("status", f"the engine answered {attempt.response.status}")
+        self.attempt = attempt
+
+
+class Attempts:
+    """Asks for answers, up to the first byte that could go to the client."""
+
+    def __init__(
+        self, settings: GatewaySettings, fleet: Fleet, pool: UpstreamPool, metrics: Metrics
+    ) -> None:
+        self._largest = settings.maximum_answer_bytes
+        self._fleet = fleet
+        self._pool = pool
+        self._metrics = metrics
+        self._budget = RetryBudget(settings.retry_ratio)
+        self._engine_keys = {
+            replica.engine.name: (b"authorization", b"Bearer " + replica.engine.api_key.encode())
+            for replica in fleet.replicas.values()
+            if replica.engine.api_key
+        }
+
+    async def ask(self, call: Call) -> Attempt:
+        """The first answer that can be passed on. Nothing was sent to the client before it."""
+        self._budget.earn()
+        choice = call.choice
+        try:
+            return await self._ask_version(call, choice.served)
+        except (UnavailableError, InvalidInputError):
+            # The candidate may carry a prompt, which not every endpoint has a place for.
+            if choice.fallback is None:
+                raise
+        call.fell_back = True
+        self._metrics.fell_back(call.lane.route.name)
+        return await self._ask_version(call, choice.fallback)
+
+    async def _ask_version(self, call: Call, served: Served) -> Attempt:
+        tried: list[Replica] = []
+        while True:
+            replica = self._replica(served, tried)
+            try:
+                return await self._attempt(call, served, replica)
+            except NotResidentError:
+                tried.append(replica)
+                if not self._may_retry(served, tried):
+                    raise
+            except UpstreamError as error:
+                self._metrics.upstream_error(replica.engine.name, error.reason)
+                tried.append(replica)
+                if not self._may_retry(served, tried):
+                    if isinstance(error, EngineRefusedError) and self._is_last(call, served):
+                        return error.attempt
+                    raise
+
+    def _replica(self, served: Served, tried: Sequence[Replica]) -> Replica:
+        found = self._fleet.available(served.urls, tried, perf_counter())
+        if found:
+            return pick(found, getrandbits(32))
+        name = served.version.name
+        if not served.urls:
+            raise NotResidentError(f"no engine serves {name} yet: try again in a moment")
+        raise EngineUnavailableError(f"no replica that serves {name} answers: try again")
+
+    def _may_retry(self, served: Served, tried: Sequence[Replica]) -> bool:
+        return (
+            len(tried) == 1
+            and bool(self._fleet.available(served.urls, tried, perf_counter()))
+            and self._budget.spend()
+        )
+
+    def _is_last(self, call: Call, served: Served) -> bool:
+        return call.choice.fallback is None or served is call.choice.fallback
+
+    async def _attempt(self, call: Call, served: Served, replica: Replica) -> Attempt:
+        """Ask one replica, up to the first byte that could go to the client.
+
+        A 5xx answer is an UpstreamError; any other status is an answer.
+        """
+        attempt = Attempt(served, replica, self._request(call, served, replica))
+        try:
+            response = attempt.response
+            call.sent_at = perf_counter()
+            await response.open()
+            if response.status == 200 and _is_stream(response):
+                await self._first_events(call, attempt)
+            else:
+                await self._whole_body(attempt)
+            call.first_byte_at = perf_counter()
+        except UpstreamError:
+            attempt.end("failed")
+            raise
+        except BaseException:
+            attempt.end("unknown")
+            raise
+        if response.status >= 500:
+            attempt.end("failed")
+            raise EngineRefusedError(attempt)
+        if response.status == 404 and served.name.strip(b'"') in attempt.first:
+            # The name is ours, not the client's: the engine was restarted and forgot the adapter.
+            attempt.end("unknown")
+            raise NotResidentError(f"the engine does not serve {served.version.name} any more")
+        return attempt
+
+    def _request(self, call: Call, served: Served, replica: Replica) -> Response:
+        request, path = call.request, call.path
+        if served.version.rewrites_body:
+            body = wire.render(request, served.version, path, ask_usage=True)
+        else:
+            ask = request.stream and not request.wants_usage and path in wire.USAGE_ON_REQUEST
+            body = wire.splice(request, served.name, ask_usage=ask)
+        headers = call.engine_headers
+        if (key := self._engine_keys.get(replica.engine.name)) is not None:
+            headers = [*headers, key]
+        target = path.encode() if not call.query else path.encode() + b"?" + call.query
+        return self._pool.request(replica.url, b"POST", target, headers, body)
+
+    async def _first_events(self, call: Call, attempt: Attempt) -> None:
+        reader = StreamReader(strip_usage=not call.request.wants_usage)
+        attempt.reader = reader
+        while not attempt.first:
+            data = await attempt.response.read()
+            if not data:
+                break
+            attempt.first = reader.feed(data)
+            if reader.failed:
+                raise UpstreamError("error_event", "the engine began its stream with an error")
+
+    async def _whole_body(self, attempt: Attempt) -> None:
+        """Hold the answer until it is whole, or until it is too large to be held."""
+        parts: list[bytes] = []
+        size = 0
+        while data := await attempt.response.read():
+            parts.append(data)
+            size += len(data)
+            if size > self._largest:
+                break
+        else:
+            attempt.whole = True
+        attempt.first = parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _is_stream(response: Response) -> bool:
+    content_type = response.header(b"content-type")
+    return content_type is not None and content_type.startswith(b"text/event-stream")

@@ -1,0 +1,52 @@
+"""One request on its way through the gateway: what is known of it so far."""
+
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any
+
+from gateway.evidence import Tally
+from gateway.routing import Choice, Lane
+from gateway.wire import Request
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Coroutine[Any, Any, Message]]
+Send = Callable[[Message], Awaitable[None]]
+HeaderList = list[tuple[bytes, bytes]]
+
+
+class Call:
+    """Filled in step by step; `request`, `lane` and `choice` once the body was read.
+
+    Times are those of `time.perf_counter`. `pieces` counts the writes of a stream.
+    """
+
+    __slots__ = (
+        "authorization", "capture", "captured", "captured_bytes", "choice", "counted",
+        "engine_headers", "fell_back", "first_byte_at", "id", "lane", "no_capture", "path",
+        "pieces", "query", "request", "sent_at", "session", "started", "tally", "trial", "unit",
+    )  # fmt: skip
+
+    request: Request
+    lane: Lane
+    choice: Choice
+
+    def __init__(self, path: str, query: bytes, started: float) -> None:
+        self.path = path
+        self.query = query
+        self.started = started
+        self.id = ""
+        self.authorization: bytes | None = None
+        self.session: str | None = None
+        self.no_capture = False
+        self.engine_headers: HeaderList = []
+        self.unit = ""
+        self.trial = ""
+        self.tally: Tally | None = None
+        self.capture = False
+        self.captured: list[bytes] = []
+        self.captured_bytes = 0
+        self.fell_back = False
+        self.counted = False
+        self.sent_at = 0.0
+        self.first_byte_at = 0.0
+        self.pieces = 0
