@@ -37,11 +37,10 @@ from rollout.engines import Residency
 from rollout.errors import (
     ConfigError,
     ConflictError,
-    NotFoundError,
     SluiceError,
     StoreUnavailableError,
 )
-from rollout.evidence import Evidence, Report, Verdict
+from rollout.evidence import Evidence, Verdict
 from rollout.gates import combine, judge
 from rollout.metrics import CaseCounts, ControllerMetrics, Seen
 from rollout.planner import next_event
@@ -93,7 +92,6 @@ class Controller:
         self._wanted: frozenset[str] = frozenset()
         self._kept: set[str] = set()
         self._put: dict[str, tuple[Verdict, ...]] = {}
-        self._reports: dict[str, Report] = {}
         self._progress: dict[str, tuple[str, RunEvent]] = {}
         self._replicas = [
             Replica(client, engine, url, waits, monotonic)
@@ -175,7 +173,7 @@ class Controller:
         if route is None or trial is None or version is None:
             return
         evidence = await self._stores.evidence.read(rollout.route, trial.id)
-        verdicts = judge(evidence, await self._report_on(version), route.policy)
+        verdicts = judge(evidence, await self._stores.reports.of(version.name), route.policy)
         if self._put.get(trial.id) != verdicts:
             await self._stores.evidence.put_verdicts(rollout.route, trial.id, verdicts)
             self._put[trial.id] = verdicts
@@ -259,19 +257,6 @@ class Controller:
         if rollout.trial is None:
             return None
         return self._catalog.versions.get(f"{rollout.route}@{rollout.trial.candidate}")
-
-    async def _report_on(self, version: Version) -> Report | None:
-        """The evaluation of the version; it never changes, so it is read once."""
-        if version.report is None:
-            return None
-        if version.report not in self._reports:
-            try:
-                report = await self._stores.reports.get(version.report)
-            except NotFoundError:
-                # A lost report must not keep a bad candidate from being rolled back.
-                return None
-            self._reports[version.report] = report
-        return self._reports[version.report]
 
     async def _commit(self, rollout: Rollout, event: Event) -> None:
         try:

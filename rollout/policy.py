@@ -1,5 +1,6 @@
 """The numbers that an operator may tune for a route."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -37,3 +38,20 @@ class Policy:
     disagreement_sample: float = 1.0
     agreement_sample: float = 0.05
     maximum_cases: int = 10_000
+
+
+def policy_problems(policy: Policy) -> Iterator[tuple[str, str]]:
+    """Each field that makes no sense, and what is wrong with it."""
+    if not 0 < policy.alpha < 1:
+        yield "alpha", f"alpha is {policy.alpha:g}: it must lie between 0 and 1"
+    if not 0 < policy.margin < 0.5:
+        yield "margin", f"margin is {policy.margin:g}: it must lie between 0 and 0.5"
+    steps = policy.steps
+    if not steps or any(not 0 < step <= 100 for step in steps) or list(steps) != sorted(set(steps)):
+        yield "steps", "steps must be rising percentages, as in [1, 10, 50]"
+    for name in ("disagreement_sample", "agreement_sample"):
+        if not 0 <= getattr(policy, name) <= 1:
+            yield name, f"{name} is a chance: it must lie in [0, 1]"
+    for name in ("minimum_pairs", "maximum_cases", "soak_seconds", "time_limit_seconds"):
+        if getattr(policy, name) < 0:
+            yield name, f"{name} must not be negative"

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from rollout.engines import Engine
 from rollout.errors import ConfigError
-from rollout.policy import Policy, Slo
+from rollout.policy import Policy, Slo, policy_problems
 from rollout.routes import Comparator, Route
 from rollout.versions import check_route_name
 
@@ -103,6 +103,13 @@ class RouteSection(Section):
     @classmethod
     def _name(cls, name: str) -> str:
         return check_route_name(name)
+
+    @field_validator("policy")
+    @classmethod
+    def _policy(cls, policy: Policy) -> Policy:
+        for _, problem in policy_problems(policy):
+            raise ValueError(problem)
+        return policy
 
     def route(self, folder: Path) -> Route:
         return Route(
@@ -248,6 +255,8 @@ def _overlay(table: dict[str, Any], environ: Mapping[str, str]) -> None:
         target = table
         for section in sections:
             target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"{variable}: {section} is a value and has nothing below it")
         try:
             target[key] = json.loads(text)
         except ValueError:

@@ -274,7 +274,7 @@ Sluice is up.
   console    {plan.control_url}         rollouts, cases to label, training runs
   API        {plan.control_url}/docs    the same for programs
   key        {plan.key}
-             (kept in {plan.settings.data_path / "bootstrap.key"})
+             ({_kept(plan)})
 
 Three things to try, in another terminal:
 
@@ -289,6 +289,12 @@ Ctrl-C stops everything; nothing is lost.
 """,
         flush=True,
     )
+
+
+def _kept(plan: Plan) -> str:
+    if bootstrap_key() is not None:
+        return "from SLUICE_BOOTSTRAP_KEY"
+    return f"kept in {plan.settings.data_path / 'bootstrap.key'}"
 
 
 def _say(name: str, message: str) -> None:

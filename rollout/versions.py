@@ -31,7 +31,7 @@ class Version:
 
     `base` is the name under which the engine serves its base model; `adapter` is the sha256 of
     the published bundle (64 hex digits) and `adapter_path` the directory that engines read it
-    from, both None for the bare base. `dataset`, `run` and `report` lead back to what made it.
+    from, both None for the bare base. `dataset` and `run` lead back to what made it.
     """
 
     route: str
@@ -47,7 +47,6 @@ class Version:
     parent: int | None = None
     dataset: str | None = None
     run: str | None = None
-    report: str | None = None
     created_by: str = ""
     note: str = ""
 

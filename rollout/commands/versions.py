@@ -73,7 +73,7 @@ def _details(row: VersionView) -> Table:
         "parent": None if version.parent is None else f"{version.route}@{version.parent}",
         "dataset": version.dataset,
         "run": version.run,
-        "report": version.report,
+        "report": row.report,
         "made": f"{version.created_at:%Y-%m-%d %H:%M:%S} by {version.created_by}",
         "note": version.note,
     }

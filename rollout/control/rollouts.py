@@ -107,11 +107,10 @@ async def route(control: Control, name: str) -> RouteView:
 async def _proposed(control: Control, rollout: Rollout, ask: Ask, by: str) -> Event:
     version = await _asked_version(control, rollout, ask)
     reason = ask.reason
-    if version.report is not None:
-        report = await control.stores.reports.get(version.report)
-        if report.outcome == "fail":
-            _need_force(ask, f"{version.name} lost its evaluation ({report.reason})")
-            reason = _forced(reason, "its evaluation failed")
+    report = await control.stores.reports.of(version.name)
+    if report is not None and report.outcome == "fail":
+        _need_force(ask, f"{version.name} lost its evaluation ({report.reason})")
+        reason = _forced(reason, "its evaluation failed")
     return Proposed(version=version.number, at=control.now(), by=by, reason=reason)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ async def register(control: Control, caller: ApiKey, draft: Draft) -> VersionVie
             note=draft.note,
         )
     )
-    return _view(version, ())
+    return await _find(control, version.name)
 
 
 async def versions(control: Control, caller: ApiKey, route: str | None) -> list[VersionView]:
@@ -78,9 +78,7 @@ async def version(control: Control, name: str) -> VersionView:
     _, number = parse_model(name)
     if number is None:
         raise InvalidInputError(f"{name!r} names no version: write ROUTE@NUMBER", param="name")
-    found = await control.stores.rollouts.version(name)
-    catalog = await control.stores.catalog.load()
-    return _view(found, catalog.residency.values())
+    return await _find(control, name)
 
 
 async def engines(control: Control) -> list[EngineView]:
@@ -120,6 +118,14 @@ def require_resident(version: Version, residencies: Iterable[Residency]) -> None
             "controller loads a candidate's adapter within seconds, so try again; if it stays so, "
             "`sluice doctor` and the controller's log say why"
         )
+
+
+async def _find(control: Control, name: str) -> VersionView:
+    found = await control.stores.rollouts.version(name)
+    catalog = await control.stores.catalog.load()
+    report = await control.stores.reports.of(name)
+    view = _view(found, catalog.residency.values())
+    return view if report is None else replace(view, report=report.id)
 
 
 def _view(version: Version, residencies: Iterable[Residency]) -> VersionView:

@@ -47,12 +47,13 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class VersionView:
-    """`resident_on` are the replicas that answer for it now."""
+    """`resident_on` are the replicas that answer for it now; `report` is its newest evaluation."""
 
     name: str
     served_name: str
     resident_on: tuple[str, ...]
     version: Version
+    report: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ RUN_FENCES = f"{_PREFIX}:runs:fences"  # hash: run id -> newest fencing token
 RUN_FENCE = f"{_PREFIX}:runs:fence"  # integer: last token given out
 RUNS_CANCELLED = f"{_PREFIX}:runs:cancelled"  # set of run ids
 REPORTS = f"{_PREFIX}:reports"  # hash: report id -> Report
+LATEST_REPORTS = f"{_PREFIX}:reports:latest"  # hash: version name -> id of its newest report
 
 
 def history(route: str) -> str:

@@ -137,7 +137,17 @@ class ReportStore:
 
     async def put(self, report: Report) -> None:
         """Immutable: what stands under its id is never replaced."""
-        await self._link.run("HSETNX", keys.REPORTS, report.id, encode(report))
+        await self._link.run_all(
+            [
+                ("HSETNX", keys.REPORTS, report.id, encode(report)),
+                ("HSET", keys.LATEST_REPORTS, report.version, report.id),
+            ]
+        )
+
+    async def of(self, version_name: str) -> Report | None:
+        """The newest report on a version, or None where it was never evaluated."""
+        report_id = await self._link.run("HGET", keys.LATEST_REPORTS, version_name)
+        return None if report_id is None else await self.get(report_id)
 
     async def get(self, report_id: str) -> Report:
         text = await self._link.run("HGET", keys.REPORTS, report_id)

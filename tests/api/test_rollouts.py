@@ -1,6 +1,5 @@
 """The verbs, what they require, and what they leave in the history."""
 
-from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -98,8 +97,7 @@ async def test_proposing_what_lost_its_evaluation_takes_force(
         created_at=AT,
     )  # fmt: skip
     await stores.reports.put(report)
-    lost = replace(await stores.rollouts.version(PROMPTED), report=report.id)
-    await stores.rollouts.register(lost)
+    await stores.rollouts.register(await stores.rollouts.version(PROMPTED))
     refused = await post(api, "propose", version="triage@4")
     assert refused.status_code == 409
     assert "9 lost, 1 gained" in refused.json()["error"]["message"]

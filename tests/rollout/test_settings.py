@@ -1,0 +1,86 @@
+"""A configuration is read whole, or refused with the key and what is wrong with it."""
+
+from pathlib import Path
+
+import pytest
+
+from rollout.errors import ConfigError
+from rollout.settings import Settings, load_settings
+
+WHOLE = """
+data_dir = "./here"
+[controller]
+port = 9001
+[[engines]]
+name = "main"
+urls = ["http://a:1/v1", "http://b:2/"]
+base = "tiny"
+[[routes]]
+name = "triage"
+engine = "main"
+schema = "triage.json"
+slo = { ttft_seconds = 0.5 }
+[routes.policy]
+alpha = 0.01
+"""
+
+
+def load(folder: Path, text: str, environ: dict[str, str] | None = None) -> Settings:
+    path = folder / "sluice.toml"
+    path.write_text(text)
+    return load_settings(path, environ or {})
+
+
+def test_a_whole_file(tmp_path: Path) -> None:
+    (tmp_path / "triage.json").write_text('{"type": "string"}')
+    settings = load(tmp_path, WHOLE)
+    (engine,) = settings.engine_list()
+    assert engine.urls == ("http://a:1", "http://b:2")
+    (route,) = settings.route_list()
+    assert route.schema == '{"type": "string"}'
+    assert (route.slo.ttft_seconds, route.policy.alpha) == (0.5, 0.01)
+    assert settings.data_path == tmp_path / "here"
+    assert settings.artifacts_url == (tmp_path / "here/artifacts").as_uri()
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    environ = {
+        "SLUICE_CONTROLLER__PORT": "9002",
+        "SLUICE_STORE__URL": "redis://h:1/0",
+        "SLUICE_ENGINES": '[{"name": "e", "urls": ["http://c:3"], "base": "b"}]',
+        "SLUICE_BOOTSTRAP_KEY": "sk-1",
+        "UNRELATED": "x",
+    }
+    settings = load(tmp_path, "[controller]\nport = 9001\n", environ)
+    assert settings.controller.port == 9002
+    assert settings.store_url == "redis://h:1/0"
+    assert settings.engine_list()[0].urls == ("http://c:3",)
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "message"),
+    [
+        ("[controller]\nprot = 1\n", {}, "controller.prot: nothing reads this key"),
+        ("[controller]\nport = 70000\n", {}, "controller.port"),
+        ('[[routes]]\nname = "Bad Name"\nengine = "e"\n', {}, "no route name"),
+        (WHOLE.replace("alpha = 0.01", "alpha = 7"), {}, "alpha is 7"),
+        (WHOLE.replace('engine = "main"', 'engine = "mian"'), {}, "names engine 'mian'"),
+        ("data_dir = 'x'\n", {"SLUICE_DATA_DIR__X": "1"}, "SLUICE_DATA_DIR__X"),
+        ("data_dir =\n", {}, "no valid TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    tmp_path: Path, text: str, environ: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, text, environ)
+
+
+def test_a_missing_schema_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the schema .*triage\.json"):
+        load(tmp_path, WHOLE).route_list()
+
+
+def test_a_missing_store_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no store is configured"):
+        _ = load(tmp_path, "").store_url
