@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rollout.engines import Engine
-from rollout.errors import ConfigError
+from rollout.errors import ConfigError, InvalidInputError
 from rollout.policy import Policy, Slo, policy_problems
 from rollout.routes import Comparator, Route
 from rollout.versions import check_route_name
@@ -102,7 +102,10 @@ class RouteSection(Section):
     @field_validator("name")
     @classmethod
     def _name(cls, name: str) -> str:
-        return check_route_name(name)
+        try:
+            return check_route_name(name)
+        except InvalidInputError as exc:
+            raise ValueError(exc.message) from exc
 
     @field_validator("policy")
     @classmethod
