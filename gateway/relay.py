@@ -61,11 +61,10 @@ class _ClientWatch:
 
     __slots__ = ("_receive", "_task", "_timer", "_watcher", "gone")
 
-    def __init__(self, receive: Receive) -> None:
-        loop = asyncio.get_running_loop()
+    def __init__(self, loop: asyncio.AbstractEventLoop, receive: Receive) -> None:
         self.gone = False
         self._receive = receive
-        self._task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._task = cast("asyncio.Task[None]", asyncio.current_task(loop))
         self._watcher: asyncio.Task[None] | None = None
         self._timer = loop.call_later(_WATCH_AFTER_SECONDS, self._start)
 
@@ -105,6 +104,8 @@ class Relay:
         self._attempts = attempts
         self._accounts = accounts
         self._ids = (f"{incarnation[:16]}-{number:x}" for number in itertools.count(1))
+        # Kept, because Python 3.11 makes a system call of asking for it.
+        self._loop = asyncio.get_running_loop()
         # Set by the gateway when it goes: connections are closed, later nothing new is taken.
         self.draining = False
         self.refusing = False
@@ -207,7 +208,7 @@ class Relay:
 
     async def _answer(self, call: Call, receive: Receive, send: Send) -> None:
         """Answer, and stop everything when the client goes away first."""
-        watch = _ClientWatch(receive)
+        watch = _ClientWatch(self._loop, receive)
         try:
             await self._pass_on(call, send)
         except asyncio.CancelledError:

@@ -53,6 +53,7 @@ class UpstreamPool:
         self._origins: dict[str, _Origin] = {}
         self._busy: set[_Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def request(
         self, url: str, method: bytes, path: bytes, headers: Headers = (), body: bytes = b""
@@ -137,10 +138,12 @@ class UpstreamPool:
         return self._limits.idle_seconds
 
     def _running(self) -> asyncio.AbstractEventLoop:
-        loop = asyncio.get_running_loop()
+        # Kept, because Python 3.11 makes a system call of asking for it.
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
         if self._timer is None:
-            self._timer = loop.call_later(_SWEEP_SECONDS, self._sweep, loop)
-        return loop
+            self._timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep, self._loop)
+        return self._loop
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         now, limits = loop.time(), self._limits
