@@ -85,8 +85,9 @@ def carry_out(job: Job, report: Report, should_stop: Callable[[], bool]) -> None
     """Train, check what came out, and leave it in `job.bundle`, whole or not at all."""
     import torch
 
+    from rollout.adapters import check_adapter
     from trainer import loop
-    from trainer.adapter import check_adapter, save_adapter
+    from trainer.adapter import save_adapter
 
     torch.set_num_threads(job.threads or os.cpu_count() or 1)
     config = TrainingConfig.from_mapping(job.config)

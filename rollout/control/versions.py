@@ -1,21 +1,18 @@
 """Versions: what exists, where it answers, and registering another."""
 
 import asyncio
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rollout.adapters import check_adapter
 from rollout.control.context import Control
 from rollout.control.views import EngineView, ReplicaView, VersionView
 from rollout.credentials import ApiKey
 from rollout.engines import Engine, Residency
 from rollout.errors import EngineUnavailableError, InvalidInputError, UnservableError
 from rollout.versions import Prompt, Version, parse_model
-
-_CONFIG = "adapter_config.json"
-_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,41 +145,20 @@ def _engine(control: Control, name: str) -> Engine | None:
 
 
 def _check_adapter(folder: Path, engine: Engine | None) -> None:
-    """Raise with what is wrong, unless it is a PEFT adapter that this engine may serve."""
+    """Raise with what is wrong, unless it is an adapter that this engine can serve."""
     if not folder.is_absolute():
         raise InvalidInputError(
             f"{folder} is relative: the controller and the engines need the whole path",
             param="adapter_path",
         )
-    config = _read_config(folder)
-    rank = config.get("r")
-    if not isinstance(rank, int) or rank < 1:
-        raise UnservableError(f"{folder / _CONFIG}: r is {rank!r}, not a rank", param="r")
+    if not folder.is_dir():
+        raise InvalidInputError(
+            f"there is no folder {folder}: give the directory in which PEFT saved "
+            "adapter_config.json and adapter_model.safetensors",
+            param="adapter_path",
+        )
     if engine is not None and engine.kind != "vllm":
         raise UnservableError(
             f"engine {engine.name!r} is of kind {engine.kind!r}: it loads no adapters"
         )
-    if engine is not None and rank > engine.max_rank:
-        raise UnservableError(
-            f"{folder / _CONFIG}: rank {rank} is more than the {engine.max_rank} that engine "
-            f"{engine.name!r} accepts: train with a smaller rank, or raise max_rank",
-            param="r",
-        )
-
-
-def _read_config(folder: Path) -> Mapping[str, Any]:
-    for name in (_CONFIG, _WEIGHTS):
-        if not (folder / name).is_file():
-            raise InvalidInputError(
-                f"{folder} is no adapter: it has no {name}; give the directory that PEFT saved",
-                param="adapter_path",
-            )
-    try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise InvalidInputError(
-            f"cannot read {folder / _CONFIG}: {exc}", param="adapter_path"
-        ) from exc
-    if not isinstance(config, dict):
-        raise InvalidInputError(f"{folder / _CONFIG} is no JSON object", param="adapter_path")
-    return config
+    check_adapter(folder, max_rank=None if engine is None else engine.max_rank)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Counter
+from safetensors.numpy import save_file
 
 from rollout.api.app import create_app
 from rollout.runs import RunEvent
@@ -65,8 +67,14 @@ async def test_versions_say_where_they_answer(api: httpx2.AsyncClient, stores: S
 
 def write_adapter(folder: Path, rank: int = 8) -> Path:
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"r": rank, "peft_type": "LORA"}))
-    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    config = {"r": rank, "lora_alpha": 16, "peft_type": "LORA", "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    weights = {
+        f"{module}.lora_A.weight": np.ones((rank, 4), np.float32),
+        f"{module}.lora_B.weight": np.ones((4, rank), np.float32),
+    }
+    save_file(weights, folder / "adapter_model.safetensors")
     return folder
 
 
@@ -80,9 +88,15 @@ async def test_registering_an_adapter_checks_it(api: httpx2.AsyncClient, tmp_pat
     too_big = write_adapter(tmp_path / "big", rank=64)
     response = await api.post("/versions", json={"route": "triage", "adapter_path": str(too_big)})
     assert response.status_code == 422
-    assert "rank 64" in response.json()["error"]["message"]
-    empty = tmp_path / "empty"
-    response = await api.post("/versions", json={"route": "triage", "adapter_path": str(empty)})
+    assert "r = 64" in response.json()["error"]["message"]
+    dora = write_adapter(tmp_path / "dora")
+    config = json.loads((dora / "adapter_config.json").read_text())
+    (dora / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    response = await api.post("/versions", json={"route": "triage", "adapter_path": str(dora)})
+    assert response.status_code == 422
+    assert response.json()["error"]["param"] == "use_dora"
+    missing = tmp_path / "missing"
+    response = await api.post("/versions", json={"route": "triage", "adapter_path": str(missing)})
     assert response.status_code == 400
     assert "adapter_config.json" in response.json()["error"]["message"]
     assert len((await api.get("/versions?route=triage")).json()) == 4

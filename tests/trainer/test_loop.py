@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rollout.adapters import check_adapter
 from tests.trainer.samples import sentences
 from trainer import loop
-from trainer.adapter import check_adapter, save_adapter
+from trainer.adapter import save_adapter
 from trainer.base import BaseModel
 from trainer.config import TrainingConfig
 from trainer.loop import Checkpointing, DivergedError, Progress, StoppedError, schedule

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from rollout.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter
 from rollout.errors import UnservableError
-from trainer.adapter import CONFIG_FILE, WEIGHTS_FILE, check_adapter
 from trainer.base import BaseModel
 
 Weights = dict[str, np.ndarray[Any, Any]]
