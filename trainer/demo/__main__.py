@@ -28,6 +28,7 @@ from trainer.settings import TrainerSettings, gateway_address, gateway_key
 
 _START_SECONDS = 900.0
 _STOP_SECONDS = 60.0
+_FILE_COLUMNS = 120
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(name, type=int, default=field.default, help="(default %(default)s)")
     options = parser.parse_args(arguments)
     scale = Scale(**{field.name: getattr(options, field.name) for field in fields(Scale)})
-    console = Console()
+    console = _console()
     try:
         settings = load_settings(options.config)
         with _running(settings, options.config, console):
@@ -53,6 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print()
     console.print(results.render())
     return 0 if promoted else 1
+
+
+def _console() -> Console:
+    """The terminal, or a file that is wide enough for the table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_FILE_COLUMNS)
 
 
 def _tell(settings: Settings, route: str, scale: Scale, console: Console) -> tuple[Results, bool]:

@@ -24,6 +24,7 @@ class Candidate:
 
 @dataclass(slots=True)
 class Results:
+    route: str
     policy: Policy
     candidates: list[Candidate] = field(default_factory=list)
     stages: list[tuple[str, float]] = field(default_factory=list)
@@ -31,31 +32,38 @@ class Results:
     failed: int = 0
 
     def render(self) -> Group:
-        """The versions, and the seconds of each stage."""
-        return Group(self._versions(), self._stages())
+        """The versions, how each trial ended, and the seconds of each stage."""
+        return Group(self._versions(), *self._ends(), "", self._stages())
 
     def _versions(self) -> Table:
-        table = Table(title="What the loop made of it", title_justify="left")
-        table.add_column("version")
+        table = Table(title=f"{self.route}, version by version", title_justify="left")
+        table.add_column("")
         table.add_column("what it is", overflow="fold")
-        table.add_column("right on held-out sentences", justify="right")
+        table.add_column("right on held-out", justify="right")
         for name in ("pairs", "won", "lost", "E not worse", "E worse", "labels"):
             table.add_column(name, justify="right")
-        table.add_column("how it ended", overflow="fold")
+        table.add_column("", overflow="fold")
         for candidate in self.candidates:
             table.add_row(
-                candidate.version,
+                _number_of(candidate.version),
                 candidate.what,
                 _accuracy(candidate.score),
                 *self._evidence(candidate),
-                candidate.end,
+                candidate.end.partition(":")[0],
             )
         return table
+
+    def _ends(self) -> list[str]:
+        return [
+            f"{_number_of(candidate.version)} {candidate.end}"
+            for candidate in self.candidates
+            if ":" in candidate.end
+        ]
 
     def _evidence(self, candidate: Candidate) -> list[str]:
         pairs = candidate.pairs
         if pairs is None:
-            return ["–"] * 5 + ["–"]
+            return ["–"] * 6
         wins, losses = pairs.wins, pairs.losses
         return [
             str(pairs.total),
@@ -82,7 +90,11 @@ class Results:
 def _accuracy(score: Score | None) -> str:
     if score is None:
         return "–"
-    return f"{score.accuracy:.1%} [{score.low:.1%}, {score.high:.1%}] of {score.total}"
+    return f"{score.accuracy:.1%} ({score.low:.0%} to {score.high:.0%}) of {score.total}"
+
+
+def _number_of(version: str) -> str:
+    return "@" + version.rpartition("@")[2]
 
 
 def _number(value: float) -> str:

@@ -82,7 +82,7 @@ class Story:
         self._heldout = [s for s in sentences if s.split == "heldout"][: scale.heldout]
         # Customers never ask the same twice, until they have asked everything.
         self._next = itertools.cycle(self._train)
-        self.results = Results(policy=control.route(route).route.policy)
+        self.results = Results(route, control.route(route).route.policy)
 
     def begin(self) -> None:
         """Stage 0: whatever was tried before, the bare base is stable."""
@@ -96,7 +96,7 @@ class Story:
             if self._view().stable != f"{self._route}@1":
                 self._change("propose", "the demo begins", version=f"{self._route}@1", force=True)
                 self._change("promote", "the demo begins", force=True)
-            self._add(f"{self._route}@1", "the bare base, the application's prompt", "was stable")
+            self._add(f"{self._route}@1", "the bare base", "was stable")
             self._evaluate(self.results.candidates[0])
 
     def try_prompt(self) -> None:
@@ -108,7 +108,7 @@ class Story:
                 note="the instruction with examples of each class",
             )
         with self._stage("its shadow, and people's labels"):
-            candidate = self._add(version.name, "the base, a prompt with examples")
+            candidate = self._add(version.name, "the best prompt with examples")
             self._evaluate(candidate)
             self._change("propose", "do examples help?", version=version.name)
             self._serve(candidate, self._scale.requests)
@@ -122,7 +122,7 @@ class Story:
             if run.version is None:
                 self._say(f"no adapter came out of it: {run.reason}")
                 return None
-            candidate = self._add(run.version, "an adapter trained on the labels")
+            candidate = self._add(run.version, "the adapter of the labels")
             if run.report is not None:
                 scores = {each.version: each for each in self._control.report(run.report).scores}
                 candidate.score = scores.get(run.version)
@@ -163,7 +163,7 @@ class Story:
             version = self._control.register(
                 self._route, adapter_path=str(spoiled), note="spoiled on purpose"
             )
-            candidate = self._add(version.name, "the adapter with its update reversed")
+            candidate = self._add(version.name, "that adapter, spoiled")
             self._change("propose", "force it in", version=version.name, force=True)
             self._change("canary", "force it in", percent=20.0, force=True)
             self._evaluate(candidate)
@@ -248,7 +248,8 @@ class Story:
                 self._change("rollback", reason, revision=view.rollout.revision)
         for entry in self._control.history(self._route):
             if isinstance(entry.event, RolledBack | Promoted):
-                return f"rolled back by {entry.event.by}: {entry.event.reason}"
+                gate = entry.event.by == "sluice"
+                return f"{'rolled back by its gate' if gate else 'withdrawn'}: {entry.event.reason}"
         return reason
 
     def _evaluate(self, candidate: Candidate) -> None:
