@@ -26,6 +26,7 @@ class Candidate:
 class Results:
     route: str
     policy: Policy
+    heldout: int
     candidates: list[Candidate] = field(default_factory=list)
     stages: list[tuple[str, float]] = field(default_factory=list)
     requests: int = 0
@@ -33,13 +34,14 @@ class Results:
 
     def render(self) -> Group:
         """The versions, how each trial ended, and the seconds of each stage."""
-        return Group(self._versions(), *self._ends(), "", self._stages())
+        asked = f"{self.requests:,} requests of the application, {self.failed} of them failed"
+        return Group(self._versions(), *self._ends(), "", self._stages(), asked)
 
     def _versions(self) -> Table:
         table = Table(title=f"{self.route}, version by version", title_justify="left")
         table.add_column("")
         table.add_column("what it is", overflow="fold")
-        table.add_column("right on held-out", justify="right")
+        table.add_column(f"right on {self.heldout} held-out", justify="right")
         for name in ("pairs", "won", "lost", "E not worse", "E worse", "labels"):
             table.add_column(name, justify="right")
         table.add_column("", overflow="fold")
@@ -82,15 +84,13 @@ class Results:
             table.add_row(stage, f"{seconds:.0f}")
         table.add_section()
         table.add_row("all of it", f"{sum(seconds for _, seconds in self.stages):.0f}")
-        table.caption = f"{self.requests:,} requests of the application, {self.failed} failed"
-        table.caption_justify = "left"
         return table
 
 
 def _accuracy(score: Score | None) -> str:
     if score is None:
         return "–"
-    return f"{score.accuracy:.1%} ({score.low:.0%} to {score.high:.0%}) of {score.total}"
+    return f"{score.accuracy:.1%} ({score.low:.0%} to {score.high:.0%})"
 
 
 def _number_of(version: str) -> str:

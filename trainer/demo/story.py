@@ -82,7 +82,8 @@ class Story:
         self._heldout = [s for s in sentences if s.split == "heldout"][: scale.heldout]
         # Customers never ask the same twice, until they have asked everything.
         self._next = itertools.cycle(self._train)
-        self.results = Results(route, control.route(route).route.policy)
+        policy = control.route(route).route.policy
+        self.results = Results(route, policy, len(self._heldout))
 
     def begin(self) -> None:
         """Stage 0: whatever was tried before, the bare base is stable."""
