@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -24,6 +24,7 @@ from rollout.control.views import (
     Verb,
     VersionView,
 )
+from rollout.credentials import NO_LIMITS, KeyLimits
 from rollout.errors import (
     AuthenticationError,
     EngineUnavailableError,
@@ -261,12 +262,17 @@ class ControlClient:
     # Keys
 
     def create_key(
-        self, name: str, scopes: Sequence[str], routes: Sequence[str] | None = None
+        self,
+        name: str,
+        scopes: Sequence[str],
+        routes: Sequence[str] | None = None,
+        limits: KeyLimits = NO_LIMITS,
     ) -> NewKey:
         body = {
             "name": name,
             "scopes": list(scopes),
             "routes": None if routes is None else list(routes),
+            "limits": asdict(limits),
         }
         return self._send(NewKey, "POST", "/keys", body)
 

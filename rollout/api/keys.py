@@ -8,9 +8,21 @@ from pydantic import BaseModel, ConfigDict, Field
 from rollout.api.security import Admin, ControlPlane
 from rollout.control import keys
 from rollout.control.views import KeyView, NewKey
+from rollout.credentials import KeyLimits
 from rollout.stores import AuditEntry
 
 router = APIRouter(tags=["keys"])
+
+
+class Limits(BaseModel):
+    """Over all gateways together; what is left out is not limited."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+    monthly_tokens: int | None = None
 
 
 class Body(BaseModel):
@@ -21,12 +33,14 @@ class Body(BaseModel):
     name: str = Field(min_length=1, max_length=100)
     scopes: list[str]
     routes: list[str] | None = None
+    limits: Limits = Limits()
 
 
 @router.post("/keys", status_code=status.HTTP_201_CREATED)
 async def post_key(control: ControlPlane, caller: Admin, body: Body) -> NewKey:
     """Make a key. The secret is in this answer and nowhere else."""
-    return await keys.create(control, caller, body.name, body.scopes, body.routes)
+    limits = KeyLimits(**body.limits.model_dump())
+    return await keys.create(control, caller, body.name, body.scopes, body.routes, limits)
 
 
 @router.get("/keys")

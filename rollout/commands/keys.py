@@ -1,11 +1,20 @@
 """`sluice keys`: who may do what."""
 
+from dataclasses import fields
+
 from rich.table import Table
 from rich.text import Text
 
 from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.control.views import KeyView, NewKey
-from rollout.credentials import SCOPES
+from rollout.credentials import SCOPES, KeyLimits
+
+_LIMITS = {
+    "requests_per_minute": "{} requests a minute",
+    "tokens_per_minute": "{} tokens a minute",
+    "concurrency": "{} at once",
+    "monthly_tokens": "{} tokens a month",
+}
 
 
 def add(parsers: Subparsers) -> None:
@@ -16,6 +25,13 @@ def add(parsers: Subparsers) -> None:
         "--scope", action="append", choices=sorted(SCOPES), help="may be repeated; default: infer"
     )
     create.add_argument("--route", action="append", help="only this route; may be repeated")
+    for limit in fields(KeyLimits):
+        create.add_argument(
+            f"--{limit.name.replace('_', '-')}",
+            type=int,
+            metavar="N",
+            help=f"at most {_LIMITS[limit.name].format('N')}; default: no limit",
+        )
     command(below, "list", _list, "list the keys", reads=True)
     revoke = command(below, "revoke", _revoke, "revoke a key, everywhere within a second")
     revoke.add_argument("id")
@@ -23,7 +39,10 @@ def add(parsers: Subparsers) -> None:
 
 def _create(session: Session) -> int:
     options = session.options
-    made = session.client.create_key(options.name, options.scope or ["infer"], options.route)
+    limits = KeyLimits(**{limit.name: getattr(options, limit.name) for limit in fields(KeyLimits)})
+    made = session.client.create_key(
+        options.name, options.scope or ["infer"], options.route, limits
+    )
     if session.wants_json:
         session.show(NewKey, made, table)
         return 0
@@ -39,16 +58,26 @@ def _list(session: Session) -> int:
 
 
 def _table(rows: list[KeyView]) -> Table:
-    made = table("ID", "NAME", "SCOPES", "ROUTES", "MADE")
+    made = table("ID", "NAME", "SCOPES", "ROUTES", "LIMITS", "MADE")
     for row in rows:
         made.add_row(
             row.id,
             Text(row.name),
             ", ".join(row.scopes),
             Text("all" if row.routes is None else ", ".join(row.routes)),
+            _said(row.limits),
             f"{row.created_at:%Y-%m-%d %H:%M}",
         )
     return made
+
+
+def _said(limits: KeyLimits) -> str:
+    said = [
+        text.format(value)
+        for name, text in _LIMITS.items()
+        if (value := getattr(limits, name)) is not None
+    ]
+    return ", ".join(said) or "none"
 
 
 def _revoke(session: Session) -> int:

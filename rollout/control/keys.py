@@ -7,7 +7,7 @@ from typing import cast
 from rollout.control.context import Control
 from rollout.control.keyring import BOOTSTRAP_ID
 from rollout.control.views import KeyView, NewKey
-from rollout.credentials import SCOPES, ApiKey, Scope, digest_secret
+from rollout.credentials import SCOPES, ApiKey, KeyLimits, Scope, digest_secret, limit_problems
 from rollout.errors import InvalidInputError, RefusedError
 
 
@@ -17,6 +17,7 @@ async def create(
     name: str,
     scopes: Sequence[str],
     routes: Sequence[str] | None,
+    limits: KeyLimits,
 ) -> NewKey:
     if not scopes or (unknown := set(scopes) - SCOPES):
         raise InvalidInputError(
@@ -24,6 +25,8 @@ async def create(
             f"{', '.join(sorted(SCOPES))}",
             param="scopes",
         )
+    for limit, problem in limit_problems(limits):
+        raise InvalidInputError(problem, param=f"limits.{limit}")
     for route in routes or ():
         await control.stores.rollouts.get(route)
     secret = f"sk-sluice-{secrets.token_urlsafe(32)}"
@@ -34,6 +37,7 @@ async def create(
         scopes=frozenset(cast(Sequence[Scope], scopes)),
         created_at=control.now(),
         routes=None if routes is None else frozenset(routes),
+        limits=limits,
     )
     await control.stores.credentials.add(key, by=caller.name)
     control.keyring.forget()
@@ -62,4 +66,5 @@ def _view(key: ApiKey) -> KeyView:
         scopes=tuple(sorted(key.scopes)),
         routes=None if key.routes is None else tuple(sorted(key.routes)),
         created_at=key.created_at,
+        limits=key.limits,
     )

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from rollout.cases import Case, CaseState
+from rollout.credentials import NO_LIMITS, KeyLimits
 from rollout.evidence import Evidence, Verdict
 from rollout.exchanges import Answer
 from rollout.routes import Route
@@ -123,6 +124,7 @@ class KeyView:
     scopes: tuple[str, ...]
     routes: tuple[str, ...] | None
     created_at: datetime
+    limits: KeyLimits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)

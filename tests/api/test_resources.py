@@ -125,6 +125,32 @@ async def test_a_key_is_shown_once_works_and_is_revoked(api: httpx2.AsyncClient)
     assert (await api.post("/keys", json={"name": "x", "scopes": []})).status_code == 400
 
 
+async def test_a_key_keeps_the_limits_that_it_was_made_with(api: httpx2.AsyncClient) -> None:
+    limits = {"requests_per_minute": 60, "monthly_tokens": 1_000_000}
+    body = {"name": "shop", "scopes": ["infer"], "limits": limits}
+    assert (await api.post("/keys", json=body)).status_code == 201
+    (listed,) = (await api.get("/keys")).json()
+    assert listed["limits"] == {**limits, "tokens_per_minute": None, "concurrency": None}
+
+
+@pytest.mark.parametrize(
+    ("limits", "param"),
+    [
+        ({"requests_per_minute": 0}, "limits.requests_per_minute"),
+        ({"concurrency": -1}, "limits.concurrency"),
+        ({"monthly_tokens": 10**15}, "limits.monthly_tokens"),
+        ({"request_per_minute": 60}, "limits.request_per_minute"),
+    ],
+)
+async def test_a_limit_that_cannot_be_is_refused_by_its_name(
+    api: httpx2.AsyncClient, limits: dict[str, int], param: str
+) -> None:
+    body = {"name": "shop", "scopes": ["infer"], "limits": limits}
+    refused = await api.post("/keys", json=body)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == param
+
+
 async def test_runs_are_queued_followed_and_cancelled(
     api: httpx2.AsyncClient, stores: Stores
 ) -> None:

@@ -207,6 +207,15 @@ def test_keys_are_created_listed_and_revoked(sluice: Sluice) -> None:
     assert sluice("keys", "revoke", listed["id"]).returncode == 1
 
 
+def test_the_limits_of_a_key_are_shown(sluice: Sluice) -> None:
+    made = sluice("keys", "create", "shop", "--requests-per-minute", "60", "--concurrency", "4")
+    assert made.returncode == 0
+    assert "60 requests a minute, 4 at once" in sluice("keys", "list").stdout
+    refused = sluice("keys", "create", "shop", "--monthly-tokens", "0")
+    assert refused.returncode == 1
+    assert "whole number from 1" in refused.stderr
+
+
 def test_wrong_usage_is_two(sluice: Sluice) -> None:
     assert sluice().returncode == 2
     assert sluice("rollout").returncode == 2
