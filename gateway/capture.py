@@ -5,15 +5,19 @@ import logging
 from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from gateway.answers import answer_from_body, answer_from_stream
 from gateway.metrics import Metrics
+from gateway.redaction import RedactionTimeoutError, Redactor
 from gateway.settings import CaptureSection
 from rollout.errors import StoreUnavailableError
 from rollout.exchanges import Arm, Exchange
 from rollout.stores.captures import CaptureStore
 
 _log = logging.getLogger(__name__)
+# A short exchange is redacted faster than a thread is asked to.
+_SHORT_BYTES: Final = 16 * 1024
 
 
 @dataclass(slots=True)
@@ -70,6 +74,7 @@ class Captures:
     def __init__(self, settings: CaptureSection, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._redactor = Redactor(**dict(settings.redaction))
         self._waiting: deque[Seen] = deque()
         self._bytes = 0
         self._arrived = asyncio.Event()
@@ -118,10 +123,31 @@ class Captures:
         self._bytes -= sum(seen.size for seen in batch)
         return batch
 
+    async def _redacted(self, seen: Seen) -> Exchange | None:
+        """The exchange as it may be stored; None where that cannot be had in time."""
+        try:
+            exchange = seen.exchange()
+            if seen.size > _SHORT_BYTES or self._redactor.costly:
+                done = await asyncio.to_thread(self._redactor.exchange, exchange)
+            else:
+                done = self._redactor.exchange(exchange)
+        except RedactionTimeoutError as exc:
+            _log.warning("request %s was not captured: %s", seen.request_id, exc)
+            self._metrics.capture_dropped("redaction")
+            return None
+        except Exception:  # noqa: BLE001 - one odd exchange must not end the loop
+            _log.exception("request %s was not captured", seen.request_id)
+            self._metrics.capture_dropped("error")
+            return None
+        self._metrics.redacted(done.counts)
+        return done.exchange
+
     async def _append(self, store: CaptureStore, batch: list[Seen]) -> None:
         exchanges: list[Exchange] = []
         for seen in batch:
-            exchanges.append(seen.exchange())
+            exchange = await self._redacted(seen)
+            if exchange is not None:
+                exchanges.append(exchange)
             # Reading is done bit by bit, so that no stream waits for a whole batch.
             await asyncio.sleep(0)
         try:

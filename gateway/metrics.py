@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -75,6 +76,9 @@ class Metrics:
             "Exchanges that were to be captured and were not.",
             ("reason",),
         )
+        self._redactions = self._counter(
+            "redactions_total", "What was taken out before it was stored.", ("kind",)
+        )
         self.overhead = self._histogram(
             "overhead_seconds", "Time in the gateway before the engine was asked.", _OVERHEAD
         )
@@ -131,6 +135,10 @@ class Metrics:
 
     def capture_dropped(self, reason: str, count: int = 1) -> None:
         self._captures_dropped.labels(reason).inc(count)
+
+    def redacted(self, counts: Mapping[str, int]) -> None:
+        for kind, count in counts.items():
+            self._redactions.labels(kind).inc(count)
 
     def replica_up(self, engine: str, replica: str, *, up: bool) -> None:
         self._replica_up.labels(engine, replica).set(1 if up else 0)

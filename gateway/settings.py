@@ -1,7 +1,11 @@
 """The section `[gateway]`: where it listens and what its limits are."""
 
-from pydantic import Field
+from collections.abc import Mapping
 
+import phonenumbers
+from pydantic import Field, field_validator
+
+from gateway.redaction import compile_pattern
 from rollout.settings import Section
 
 
@@ -37,6 +41,37 @@ class HealthSection(Section):
     maximum_open_seconds: float = Field(30.0, gt=0)
 
 
+class RedactionSection(Section):
+    """What is taken out of exchanges and feedback before they are stored.
+
+    phone_regions: countries whose numbers are also found without `+` and country code.
+    patterns: regular expressions of the operator's, by the name of their kind.
+    maximum_seconds: for one exchange; one that takes longer is not stored.
+    """
+
+    emails: bool = True
+    phones: bool = True
+    cards: bool = True
+    phone_regions: tuple[str, ...] = ("US",)
+    patterns: Mapping[str, str] = Field(default_factory=dict)
+    maximum_seconds: float = Field(1.0, gt=0)
+
+    @field_validator("phone_regions")
+    @classmethod
+    def _regions(cls, regions: tuple[str, ...]) -> tuple[str, ...]:
+        for region in regions:
+            if region not in phonenumbers.SUPPORTED_REGIONS:
+                raise ValueError(f"{region!r} is no country in two capitals, such as US or GB")
+        return regions
+
+    @field_validator("patterns")
+    @classmethod
+    def _patterns(cls, patterns: Mapping[str, str]) -> Mapping[str, str]:
+        for name, text in patterns.items():
+            compile_pattern(name, text)
+        return patterns
+
+
 class CaptureSection(Section):
     """Bounds on what waits to be written to the store; what does not fit is dropped and counted."""
 
@@ -45,6 +80,7 @@ class CaptureSection(Section):
     maximum_exchange_bytes: int = Field(512 * 1024, ge=1)
     batch: int = Field(100, ge=1)
     flush_seconds: float = Field(0.2, gt=0)
+    redaction: RedactionSection = RedactionSection()
 
 
 class GatewaySettings(Section):

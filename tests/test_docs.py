@@ -20,6 +20,7 @@ from gateway.settings import (
     CaptureSection,
     GatewaySettings,
     HealthSection,
+    RedactionSection,
     UpstreamSection,
 )
 from gateway.shadow.settings import ShadowSettings
@@ -59,6 +60,7 @@ SECTIONS: dict[str, type] = {
     "[gateway.upstream]": UpstreamSection,
     "[gateway.health]": HealthSection,
     "[gateway.capture]": CaptureSection,
+    "[gateway.capture.redaction]": RedactionSection,
     "[controller]": ControllerSection,
     "[shadow]": ShadowSettings,
     "[trainer]": TrainerSettings,
@@ -89,8 +91,10 @@ def test_no_section_is_left_out_of_the_configuration_page() -> None:
 
     assert headings | {"Top level"} == set(SECTIONS)
     assert sections_of(Settings) | sections_of(GatewaySettings) | sections_of(
-        RouteSection
-    ) | NO_KEYS[Settings] == {name.strip("[]").rpartition(".")[2] for name in headings} | {"source"}
+        CaptureSection
+    ) | sections_of(RouteSection) | NO_KEYS[Settings] == {
+        name.strip("[]").rpartition(".")[2] for name in headings
+    } | {"source"}
 
 
 def test_the_variables_that_are_no_keys_are_on_the_configuration_page() -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from prometheus_client import start_http_server
 
+from gateway.redaction import Redactor
+from gateway.settings import GatewaySettings
 from gateway.shadow.fleet import Fleet, pool_limits
 from gateway.shadow.metrics import ShadowMetrics
 from gateway.shadow.settings import ShadowSettings
@@ -39,6 +41,8 @@ def main() -> None:
 async def run(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT."""
     section = check_section(ShadowSettings, settings.shadow, "shadow")
+    # What the gateways take out of the captured answers is taken out of the others too.
+    own = check_section(GatewaySettings, settings.gateway, "gateway")
     metrics = ShadowMetrics()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -50,7 +54,8 @@ async def run(settings: Settings) -> None:
     ):
         fleet = Fleet(stores.catalog, settings.engine_list(), pool, section)
         consumer = f"{socket.gethostname()}-{os.getpid()}"
-        worker = ShadowWorker(stores.captures, fleet, metrics, section, consumer)
+        redactor = Redactor(**dict(own.capture.redaction))
+        worker = ShadowWorker(stores.captures, fleet, metrics, section, redactor, consumer)
         with _exposed(metrics, section):
             log.info("the shadow takes exchanges as %s", consumer)
             await worker.run(stop)

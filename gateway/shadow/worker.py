@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass
 from typing import Final, cast
 
+from gateway.redaction import Redactor
 from gateway.shadow.fleet import Fleet
 from gateway.shadow.metrics import ShadowMetrics
 from gateway.shadow.pairing import Reason, case_for, is_engines, other_version, shadow_request
@@ -38,12 +39,14 @@ class ShadowWorker:
         fleet: Fleet,
         metrics: ShadowMetrics,
         settings: ShadowSettings,
+        redactor: Redactor,
         consumer: str,
     ) -> None:
         self._captures = captures
         self._fleet = fleet
         self._metrics = metrics
         self._settings = settings
+        self._redactor = redactor
         self._consumer = consumer
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -147,7 +150,9 @@ class ShadowWorker:
         answer = await self._ask(exchange, pairing, slot)
         if isinstance(answer, str):
             return await self._drop(taken, answer)
-        comparison = compare_exchange(exchange, answer, pairing.trial, pairing.route)
+        # As the captured one was: two answers that differ in an address alone are no disagreement.
+        redacted = await asyncio.to_thread(self._redactor.answer, answer)
+        comparison = compare_exchange(exchange, redacted, pairing.trial, pairing.route)
         policy = pairing.route.policy
         case = case_for(comparison, exchange, policy)
         settled = await self._captures.settle(taken, comparison, case, policy.maximum_cases)

