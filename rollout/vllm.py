@@ -57,5 +57,7 @@ def vllm_environment(
             # An early request stalls for half a minute on a compile otherwise.
             "TORCHDYNAMO_DISABLE": "1",
             "OMP_NUM_THREADS": str(threads),
+            # Threads that wait by spinning take the cores from whatever else runs on them.
+            "OMP_WAIT_POLICY": "PASSIVE",
         }
     return kept
