@@ -41,6 +41,15 @@ class _Fields(msgspec.Struct):
     user: str | None = None
 
 
+class _Caps(msgspec.Struct):
+    """What bounds an answer, on any of the endpoints; the engine refuses what is no number."""
+
+    max_completion_tokens: object = None
+    max_tokens: object = None
+    max_output_tokens: object = None
+    n: object = None
+
+
 @dataclass(slots=True)
 class Request:
     """A client's body with what routing needs of it.
@@ -79,6 +88,7 @@ class _UsageOnly(msgspec.Struct):
 
 
 _fields: Final = msgspec.json.Decoder(_Fields)
+_caps: Final = msgspec.json.Decoder(_Caps)
 _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _string: Final = msgspec.json.Decoder(str)
 _usage: Final = msgspec.json.Decoder(_UsageOnly)
@@ -143,6 +153,18 @@ def read_usage(body: bytes) -> Usage | None:
         return _usage.decode(body).usage
     except (msgspec.DecodeError, RecursionError):
         return None
+
+
+def read_cap(body: bytes) -> int | None:
+    """The most tokens that all answers together may take, where a body that was read before says."""
+    try:
+        caps = _caps.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    for cap in (caps.max_completion_tokens, caps.max_tokens, caps.max_output_tokens):
+        if isinstance(cap, int) and cap >= 0:
+            return cap * (caps.n if isinstance(caps.n, int) and caps.n > 0 else 1)
+    return None
 
 
 def member_spans(body: bytes) -> dict[str, Span]:

@@ -8,9 +8,10 @@ from typing import Final, Literal
 
 from gateway.answers import answer_from_body
 from gateway.errors import UpstreamError
+from gateway.queues import read_queue
 from gateway.routing import View, index
 from gateway.settings import UpstreamSection
-from gateway.shadow.pairing import queue_length, roomiest
+from gateway.shadow.pairing import roomiest
 from gateway.shadow.settings import ShadowSettings
 from gateway.upstream import UpstreamPool
 from rollout.catalog import Catalog
@@ -125,25 +126,13 @@ class Fleet:
         urls = [
             url for engine in self._engines.values() if engine.kind == "vllm" for url in engine.urls
         ]
-        lengths = await asyncio.gather(*(self._queue_length(url) for url in urls))
+        lengths = await asyncio.gather(
+            *(read_queue(self._pool, url, _METRICS_SECONDS) for url in urls)
+        )
         waiting = dict(zip(urls, lengths, strict=True))
         if waiting != self._waiting:
             self._waiting = waiting
             self._tell()
-
-    async def _queue_length(self, url: str) -> float:
-        """0 where the engine doesn't tell: one that is down fails the request itself."""
-        try:
-            async with (
-                asyncio.timeout(_METRICS_SECONDS),
-                self._pool.request(url, b"GET", b"/metrics") as response,
-            ):
-                text = b"".join([piece async for piece in response])
-                return (
-                    queue_length(text.decode(errors="replace")) if response.status == 200 else 0.0
-                )
-        except (TimeoutError, UpstreamError):
-            return 0.0
 
     def _tell(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

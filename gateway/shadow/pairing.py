@@ -82,15 +82,6 @@ def roomiest(
     return min(roomy, key=lambda url: (waiting.get(url, 0.0), asking.get(url, 0)), default=None)
 
 
-def queue_length(metrics: str) -> float:
-    """How many requests wait in a vLLM's own queue, by its /metrics."""
-    return sum(
-        float(line.rpartition(" ")[2])
-        for line in metrics.splitlines()
-        if line.startswith(("vllm:num_requests_waiting{", "vllm:num_requests_waiting "))
-    )
-
-
 def shadow_request(exchange: Exchange, version: Version, priority: int | None) -> bytes:
     """The client's request as this version is asked it: for one whole answer, as late as may be.
 

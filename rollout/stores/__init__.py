@@ -9,9 +9,11 @@ from rollout.stores.cases import CaseStats, CaseStore
 from rollout.stores.catalog import CatalogStore
 from rollout.stores.credentials import CredentialStore
 from rollout.stores.evidence import EvidenceStore
+from rollout.stores.feedback import FeedbackStore
 from rollout.stores.leases import LeaseStore
 from rollout.stores.link import RedisLink, connect
 from rollout.stores.presence import GatewayPresence, PresenceStore
+from rollout.stores.quotas import QuotaStore
 from rollout.stores.rollouts import Commit, HistoryEntry, RolloutStore
 from rollout.stores.runs import ReportStore, RunStore
 
@@ -41,7 +43,9 @@ class Stores:
         self.leases = LeaseStore(link)
         self.captures = CaptureStore(link)
         self.evidence = EvidenceStore(link)
+        self.quotas = QuotaStore(link)
         self.cases = CaseStore(link)
+        self.feedback = FeedbackStore(link)
         self.runs = RunStore(link)
         self.reports = ReportStore(link)
         self.audit = AuditStore(link)

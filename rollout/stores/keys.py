@@ -18,9 +18,15 @@ AUDIT = f"{_PREFIX}:audit"  # stream of AuditEntry
 GATEWAYS = f"{_PREFIX}:gateways"  # hash: incarnation -> GatewayPresence
 GATEWAYS_SEEN = f"{_PREFIX}:gateways:seen"  # sorted set: incarnation by expiry (ms)
 
+# Limits of keys, settled by the gateways once a second.
+QUOTAS_ACTIVE = f"{_PREFIX}:quotas:active"  # sorted set: key id in use, until when it is (ms)
+
 # The shadow's.
 CAPTURES = f"{_PREFIX}:captures"  # stream of Exchange
 SHADOW_GROUP = "shadow"  # its consumer group
+
+# What callers said of answers.
+FEEDBACK_UNCLAIMED = f"{_PREFIX}:feedback:unclaimed"  # stream of Feedback without a receipt
 
 # Cases and labels.
 CASES = f"{_PREFIX}:cases"  # hash: case id -> Case
@@ -45,6 +51,21 @@ def history(route: str) -> str:
     return f"{_PREFIX}:history:{route}"
 
 
+def quota(key_id: str) -> str:
+    """Hash: level and time of each limit of a key, and what each gateway worker holds of it."""
+    return f"{_PREFIX}:quota:{key_id}"
+
+
+def month_tokens(period: str) -> str:
+    """Hash: key id -> tokens used in the month, by all gateways."""
+    return f"{_PREFIX}:tokens:{period}"
+
+
+def month_tokens_by_worker(period: str) -> str:
+    """Hash: `key id|incarnation` -> tokens used in the month, absolute for that incarnation."""
+    return f"{_PREFIX}:tokens:{period}:by-worker"
+
+
 def evidence(route: str, trial: str) -> str:
     """Hash: `incarnation|arm` -> ArmCounts, absolute for that incarnation."""
     return f"{_PREFIX}:evidence:{route}:{trial}"
@@ -53,6 +74,11 @@ def evidence(route: str, trial: str) -> str:
 def pairs(route: str, trial: str) -> str:
     """Hash: agree, disagree, failed, wins, losses, ties -> integer."""
     return f"{_PREFIX}:pairs:{route}:{trial}"
+
+
+def feedback(route: str, trial: str) -> str:
+    """Hash: `key id|request id` -> Feedback; `trial` is empty for requests outside of one."""
+    return f"{_PREFIX}:feedback:{route}:{trial}"
 
 
 def verdicts(route: str, trial: str) -> str:

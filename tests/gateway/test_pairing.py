@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.queues import queue_length
 from gateway.shadow.pairing import (
     Reason,
     case_for,
     messages_of,
     other_version,
     priority_of,
-    queue_length,
     roomiest,
     shadow_request,
 )

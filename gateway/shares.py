@@ -1,0 +1,145 @@
+"""This worker's part of every key's limits: settled with the store's ledger about once a second."""
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+from gateway import wire
+from gateway.quota import Budget, KeyQuota, Reason, Refusal, Ticket, period_of
+from gateway.routing import View
+from rollout.credentials import ApiKey, KeyLimits
+from rollout.errors import StoreUnavailableError
+from rollout.quotas import KeyReport, LimitReport
+from rollout.stores.quotas import QuotaStore
+
+_log = logging.getLogger(__name__)
+_SETTLE_SECONDS: Final = 1.0
+# Sooner than that where a key is new or was refused: its credit may lie with another worker.
+_HURRY_SECONDS: Final = 0.1
+
+
+class Counters(Protocol):
+    """What is counted here."""
+
+    def rate_limited(self, reason: Reason) -> None: ...
+
+    def settlement_failed(self) -> None: ...
+
+
+class Shares:
+    """Admits requests of limited keys by what is in memory, and keeps that fresh.
+
+    While the store is gone each worker goes on with its last shares, which together are no more
+    than the limit. A worker that starts then takes an even part beside them, and one that alone is
+    cut off from the store keeps its share while the others divide it: each such worker may admit
+    one share too much, until the store is back and the excess is settled. Of a monthly budget, what
+    others use meanwhile is not seen.
+    """
+
+    def __init__(self, incarnation: str, workers: int, counters: Counters) -> None:
+        self._incarnation = incarnation
+        self._workers = workers
+        self._counters = counters
+        self._limits: dict[str, KeyLimits] = {}
+        self._quotas: dict[str, KeyQuota] = {}
+        # Kept when a quota is let go, for what this worker reports of a month is absolute.
+        self._budgets: dict[str, Budget] = {}
+        self._month: dict[str, int] | None = None
+        self._period = period_of(datetime.now(UTC))
+        self._hurry = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def adopt(self, view: View) -> None:
+        """Go by the keys of this catalog; forget those that were revoked."""
+        self._limits = {
+            key.id: key.limits for key in view.keys.values() if not key.limits.unlimited
+        }
+        for key_id, quota in list(self._quotas.items()):
+            if self._limits.get(key_id) != quota.limits:
+                del self._quotas[key_id]
+        for key_id in self._budgets.keys() - self._limits.keys():
+            del self._budgets[key_id]
+
+    def admit(self, key: ApiKey, body: bytes) -> Ticket | Refusal:
+        """A ticket, which must be settled, or why the request of this limited key has to wait."""
+        quota = self._quotas.get(key.id)
+        if quota is None:
+            quota = self._begin(key.id, key.limits)
+            self._hurry.set()
+        cap = wire.read_cap(body) if quota.counts_tokens else None
+        outcome = quota.admit(len(body), cap, self._loop.time())
+        if isinstance(outcome, Refusal):
+            self._counters.rate_limited(outcome.reason)
+            self._hurry.set()
+        return outcome
+
+    def headers(self, key: ApiKey) -> list[tuple[bytes, bytes]]:
+        """What a client is told of the limits, whatever it is answered."""
+        quota = self._quotas.get(key.id)
+        return quota.headers() if quota is not None else []
+
+    async def run(self, store: QuotaStore) -> None:
+        """Settle about once a second, for ever."""
+        while True:
+            self._hurry.clear()
+            try:
+                await self.settle(store)
+            except StoreUnavailableError:
+                self._counters.settlement_failed()
+            except Exception:  # noqa: BLE001 - this loop must not end; it says what happened
+                self._counters.settlement_failed()
+                _log.exception("limits of keys could not be settled; it is tried again")
+            await asyncio.sleep(_HURRY_SECONDS)
+            try:
+                async with asyncio.timeout(_SETTLE_SECONDS - _HURRY_SECONDS):
+                    await self._hurry.wait()
+            except TimeoutError:
+                continue
+
+    async def settle(self, store: QuotaStore) -> None:
+        """Report what was used and take what is granted. Raises StoreUnavailableError; nothing is
+        lost by that."""
+        period = period_of(datetime.now(UTC))
+        self._turn(period)
+        if self._month is None:
+            self._month = await store.month_tokens(period)
+        now = self._loop.time()
+        told = [(quota, _report(quota, now)) for quota in self._quotas.values()]
+        settlement = await store.settle(self._incarnation, period, [report for _, report in told])
+        self._workers = settlement.workers
+        now = self._loop.time()
+        for quota, report in told:
+            grant = settlement.grants[report.id]
+            quota.take(report.limits, grant.limits, now)
+            quota.budget.take(grant.tokens, report.tokens, period)
+            idle = report.id not in settlement.active and quota.idle
+            if idle and self._quotas.get(report.id) is quota:
+                del self._quotas[report.id]
+        # In use at other workers: they learn here that none of it is used by this one.
+        for key_id in settlement.active:
+            if key_id in self._limits and key_id not in self._quotas:
+                self._begin(key_id, self._limits[key_id])
+                self._hurry.set()
+
+    def _turn(self, period: str) -> None:
+        if period != self._period:
+            self._period = period
+            self._month = {}
+            for budget in self._budgets.values():
+                budget.turn(period)
+
+    def _begin(self, key_id: str, limits: KeyLimits) -> KeyQuota:
+        budget = self._budgets.get(key_id)
+        if budget is None:
+            used = (self._month or {}).get(key_id, 0)
+            budget = self._budgets[key_id] = Budget(limits.monthly_tokens, self._period, used)
+        budget.maximum = limits.monthly_tokens
+        quota = KeyQuota(key_id, limits, budget, self._workers, self._loop.time())
+        self._quotas[key_id] = quota
+        return quota
+
+
+def _report(quota: KeyQuota, now: float) -> KeyReport:
+    limits: tuple[LimitReport, ...] = tuple(quota.reports(now))
+    return KeyReport(quota.id, quota.budget.used, limits)
