@@ -12,13 +12,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rollout.errors import InvalidInputError, SluiceError
+from rollout.errors import InvalidInputError, SluiceError, UnservableError
 from trainer.job import Job
 
 Line = Mapping[str, Any]
 # A step on a slow machine, and then the checkpoint; `sluice up` gives the trainer 20 s.
 _STOP_SECONDS = 15.0
 _LINE_BYTES = 1 << 20
+# Codes of a job that will not do what was asked; any other error is a failure to do it.
+_REFUSALS = frozenset({InvalidInputError.code, UnservableError.code})
 
 
 class JobFailedError(SluiceError):
@@ -50,7 +52,7 @@ async def run_job(job: Job, on_line: Callable[[Line], Awaitable[None]]) -> None:
         with contextlib.suppress(TimeoutError):
             await _end(process)
     if refusal is not None:
-        if refusal.get("code"):
+        if refusal.get("code") in _REFUSALS:
             raise InvalidInputError(str(refusal["error"]), param=refusal.get("param"))
         raise JobFailedError(str(refusal["error"]))
     if status:

@@ -420,7 +420,7 @@ async def _note_line(hand: RunInHand, line: Mapping[str, Any]) -> None:
     """A line of the job as progress of the run."""
     progress = line.get("progress")
     if progress is None:
-        await hand.note(str(line.get("message", "")))
+        await hand.note(_message(line))
         return
     values = {
         name: progress[name]
@@ -434,6 +434,12 @@ async def _note_line(hand: RunInHand, line: Mapping[str, Any]) -> None:
         eta=progress["eta"],
         values=values,
     )
+
+
+def _message(line: Mapping[str, Any]) -> str:
+    left_out = line.get("dropped", 0)
+    why = f"; {left_out} longer than max_length left out" if left_out else ""
+    return str(line.get("message", "")) + why
 
 
 def _check_rows(dataset: Dataset, suite: Suite, config: TrainingConfig) -> None:
