@@ -19,7 +19,8 @@ class Tally:
     """The counts of one assigned arm; `dirty` until they were reported."""
 
     __slots__ = (
-        "dirty", "errors", "fallbacks", "requests", "seconds", "slow_first_token", "slow_total",
+        "dirty", "errors", "fallbacks", "negative", "positive", "requests", "seconds",
+        "slow_first_token", "slow_total",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -29,6 +30,8 @@ class Tally:
         self.slow_first_token = 0
         self.slow_total = 0
         self.seconds = 0.0
+        self.positive = 0
+        self.negative = 0
         self.dirty = False
 
     def counts(self) -> ArmCounts:
@@ -39,6 +42,8 @@ class Tally:
             slow_first_token=self.slow_first_token,
             slow_total=self.slow_total,
             seconds=self.seconds,
+            positive=self.positive,
+            negative=self.negative,
         )
 
 

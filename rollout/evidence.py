@@ -8,7 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class ArmCounts:
-    """What the gateways counted for one assigned arm of one trial."""
+    """What the gateways counted for one assigned arm of one trial.
+
+    `positive` and `negative` are requests that their callers rated good or bad.
+    """
 
     requests: int = 0
     errors: int = 0
@@ -16,6 +19,8 @@ class ArmCounts:
     slow_first_token: int = 0
     slow_total: int = 0
     seconds: float = 0.0
+    positive: int = 0
+    negative: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,6 @@
-"""An exchange is one request with its answer; a comparison is two answers to one request."""
+"""An exchange is one request with its answer; a comparison is two answers to one request.
+
+Feedback is what the caller said of an answer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +9,7 @@ from typing import Any, Literal
 
 Arm = Literal["stable", "candidate", "pinned"]
 Outcome = Literal["win", "loss", "tie"]
+Rating = Literal["good", "bad"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +75,32 @@ class Comparison:
     @property
     def agrees(self) -> bool:
         return self.agreement >= 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a request was answered by: the *assigned* arm of its trial, and the served version.
+
+    `trial` None: no trial was on.
+    """
+
+    route: str
+    version: int
+    arm: Arm
+    trial: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """`key` is the id of the caller's API key; `receipt` None until a gateway knows the request.
+
+    `correction` is the answer that would have been right, where the caller gave one.
+    """
+
+    request_id: str
+    key: str
+    rating: Rating
+    given_at: datetime
+    correction: str | None = None
+    comment: str = ""
+    receipt: Receipt | None = None

@@ -190,7 +190,9 @@ def _numbers(evidence: Evidence) -> Text:
         f"{pairs.failed} failed; {pairs.wins} better, {pairs.losses} worse, {pairs.ties} even\n"
         f"  requests   stable {evidence.stable.requests} ({evidence.stable.errors} errors), "
         f"candidate {evidence.candidate.requests} ({evidence.candidate.errors} errors, "
-        f"{evidence.candidate.fallbacks} answered by stable)"
+        f"{evidence.candidate.fallbacks} answered by stable)\n"
+        f"  feedback   stable {evidence.stable.positive} good, {evidence.stable.negative} bad; "
+        f"candidate {evidence.candidate.positive} good, {evidence.candidate.negative} bad"
     )
 
 
