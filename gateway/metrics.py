@@ -17,7 +17,7 @@ from prometheus_client import (
 
 from gateway.errors import Reason
 from gateway.routing import View
-from rollout.exchanges import Arm
+from rollout.exchanges import Arm, Rating
 
 # As in the OpenTelemetry GenAI conventions.
 _DURATION: Final = (
@@ -79,6 +79,10 @@ class Metrics:
         self._redactions = self._counter(
             "redactions_total", "What was taken out before it was stored.", ("kind",)
         )
+        self._feedback = self._counter("feedback_total", "Answers rated.", ("route", "rating"))
+        self._feedback_dropped = self._counter(
+            "feedback_dropped_total", "What of feedback was not stored.", ("reason",)
+        )
         self.overhead = self._histogram(
             "overhead_seconds", "Time in the gateway before the engine was asked.", _OVERHEAD
         )
@@ -139,6 +143,12 @@ class Metrics:
     def redacted(self, counts: Mapping[str, int]) -> None:
         for kind, count in counts.items():
             self._redactions.labels(kind).inc(count)
+
+    def rated(self, route: str, rating: Rating) -> None:
+        self._feedback.labels(route, rating).inc()
+
+    def feedback_dropped(self, reason: str) -> None:
+        self._feedback_dropped.labels(reason).inc()
 
     def replica_up(self, engine: str, replica: str, *, up: bool) -> None:
         self._replica_up.labels(engine, replica).set(1 if up else 0)

@@ -83,6 +83,19 @@ class CaptureSection(Section):
     redaction: RedactionSection = RedactionSection()
 
 
+class FeedbackSection(Section):
+    """Bounds on feedback, for each worker.
+
+    maximum_known: the newest requests that can be rated.
+    maximum_waiting: what waits to be written to the store; over it the answer is 503.
+    maximum_bytes: the body of one.
+    """
+
+    maximum_known: int = Field(20_000, ge=2)
+    maximum_waiting: int = Field(1000, ge=1)
+    maximum_bytes: int = Field(64 * 1024, ge=1)
+
+
 class GatewaySettings(Section):
     """
     drain_seconds: how long streams may go on after SIGTERM.
@@ -108,6 +121,8 @@ class GatewaySettings(Section):
     maximum_answer_bytes: int = Field(2**20, ge=0)
     retry_ratio: float = Field(0.2, ge=0, le=1)
     poll_seconds: float = Field(5.0, gt=0)
+    controller_url: str | None = None
     upstream: UpstreamSection = UpstreamSection()
     health: HealthSection = HealthSection()
     capture: CaptureSection = CaptureSection()
+    feedback: FeedbackSection = FeedbackSection()
