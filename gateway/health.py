@@ -68,9 +68,12 @@ class Breaker:
 
 
 class Replica:
-    """One address of an engine, with what is under way on it."""
+    """One address of an engine, with what is under way on it.
 
-    __slots__ = ("breaker", "engine", "healthy", "inflight", "silent", "url")
+    `full` while its own queue is longer than it may be.
+    """
+
+    __slots__ = ("breaker", "engine", "full", "healthy", "inflight", "silent", "url")
 
     def __init__(self, url: str, engine: Engine, settings: HealthSection) -> None:
         self.url = url
@@ -78,6 +81,7 @@ class Replica:
         self.breaker = Breaker(settings)
         self.inflight = 0
         self.healthy = True
+        self.full = False
         self.silent = 0
 
     def available(self, now: float) -> bool:
@@ -105,14 +109,24 @@ class Fleet:
         )
 
     def available(self, urls: Sequence[str], tried: Sequence[Replica], now: float) -> list[Replica]:
-        """Those of `urls` that can be asked now and were not tried before."""
-        return [
+        """Those of `urls` that can be asked now and were not tried before; of the full ones only
+        where no other is left."""
+        found = [
             replica
             for url in urls
             if (replica := self.replicas.get(url)) is not None
             and replica.available(now)
             and replica not in tried
         ]
+        return [replica for replica in found if not replica.full] or found
+
+    def has_room(self, urls: Sequence[str], now: float) -> bool:
+        """Whether one of `urls` that can be asked now is not full."""
+        return any(
+            replica.available(now) and not replica.full
+            for url in urls
+            if (replica := self.replicas.get(url)) is not None
+        )
 
 
 async def watch(fleet: Fleet, pool: UpstreamPool, settings: HealthSection) -> None:

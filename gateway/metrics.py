@@ -16,6 +16,7 @@ from prometheus_client import (
 )
 
 from gateway.errors import Reason
+from gateway.quota import Reason as LimitReason
 from gateway.routing import View
 from rollout.exchanges import Arm, Rating
 
@@ -69,6 +70,15 @@ class Metrics:
         )
         self._fallbacks = self._counter(
             "fallbacks_total", "Answers of stable in place of the candidate.", ("route",)
+        )
+        self._rate_limited = self._counter(
+            "rate_limited_total", "Requests refused by a limit of their key.", ("reason",)
+        )
+        self._admission_refused = self._counter(
+            "admission_refused_total", "Requests refused because every queue is full.", ("engine",)
+        )
+        self._settlements_failed = self._counter(
+            "limits_unsettled_total", "Times that limits of keys could not be settled."
         )
         self._captures = self._counter("captures_total", "Exchanges captured.", ("route",))
         self._captures_dropped = self._counter(
@@ -133,6 +143,15 @@ class Metrics:
 
     def fell_back(self, route: str) -> None:
         self._fallbacks.labels(route).inc()
+
+    def rate_limited(self, reason: LimitReason) -> None:
+        self._rate_limited.labels(reason).inc()
+
+    def admission_refused(self, engine: str) -> None:
+        self._admission_refused.labels(engine).inc()
+
+    def settlement_failed(self) -> None:
+        self._settlements_failed.inc()
 
     def captured(self, route: str) -> None:
         self._captures.labels(route).inc()

@@ -83,6 +83,18 @@ class CaptureSection(Section):
     redaction: RedactionSection = RedactionSection()
 
 
+class AdmissionSection(Section):
+    """When requests are answered 503 because the engines have enough to do.
+
+    maximum_waiting: requests in a replica's own queue (vLLM's `num_requests_waiting`) above which
+        it takes none while another has room, and where none has, the client is told to come back.
+    """
+
+    maximum_waiting: int = Field(512, ge=0)
+    check_seconds: float = Field(1.0, gt=0)
+    check_timeout_seconds: float = Field(2.0, gt=0)
+
+
 class FeedbackSection(Section):
     """Bounds on feedback, for each worker.
 
@@ -124,5 +136,6 @@ class GatewaySettings(Section):
     controller_url: str | None = None
     upstream: UpstreamSection = UpstreamSection()
     health: HealthSection = HealthSection()
+    admission: AdmissionSection = AdmissionSection()
     capture: CaptureSection = CaptureSection()
     feedback: FeedbackSection = FeedbackSection()

@@ -17,6 +17,7 @@ from pydantic_core import PydanticUndefined
 from gateway import app as data_plane
 from gateway import errors as gateway_errors
 from gateway.settings import (
+    AdmissionSection,
     CaptureSection,
     GatewaySettings,
     HealthSection,
@@ -60,6 +61,7 @@ SECTIONS: dict[str, type] = {
     "[gateway.upstream]": UpstreamSection,
     "[gateway.health]": HealthSection,
     "[gateway.capture]": CaptureSection,
+    "[gateway.admission]": AdmissionSection,
     "[gateway.capture.redaction]": RedactionSection,
     "[controller]": ControllerSection,
     "[shadow]": ShadowSettings,
