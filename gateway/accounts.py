@@ -11,6 +11,7 @@ from gateway.capture import Captures, Seen
 from gateway.errors import UpstreamError
 from gateway.evidence import Evidence, Tally, TrialArm
 from gateway.metrics import Bound, Metrics
+from gateway.quota import Ticket
 from gateway.routing import Served, wants_capture
 from gateway.wire import EMBEDDINGS, Usage
 from rollout.errors import SluiceError
@@ -77,6 +78,8 @@ class Accounts:
         if usage is not None:
             bound.prompt_tokens.inc(usage.prompt)
             bound.completion_tokens.inc(usage.completion)
+        if call.ticket is not None:
+            _settle(call, call.ticket, attempt, code, usage)
         if call.tally is not None:
             self._count(call, call.tally, total, first if attempt.reader else None, code >= 500)
 
@@ -86,6 +89,9 @@ class Accounts:
             return
         call.counted = True
         code = error.status if isinstance(error, SluiceError) else CLIENT_GONE
+        if call.ticket is not None:
+            # An engine may have read the prompt of a client that went away.
+            call.ticket.settle(call.ticket.prompt if code == CLIENT_GONE else 0)
         served, route = call.choice.served, call.lane.route
         bound = self._label(call, served)[0]
         self._metrics.answered(bound, route.name, served.version.name, call.choice.arm, code)
@@ -150,6 +156,16 @@ class Accounts:
                 ],
             )
         return found
+
+
+def _settle(call: Call, ticket: Ticket, attempt: Attempt, code: int, usage: Usage | None) -> None:
+    if usage is not None:
+        ticket.settle(usage.prompt + usage.completion, usage.completion)
+    elif attempt.reader is not None:
+        # A piece is a token or more.
+        ticket.settle(ticket.prompt + call.pieces)
+    else:
+        ticket.settle(None if code in (200, CLIENT_GONE) else 0)
 
 
 def usage_so_far(attempt: Attempt) -> Usage | None:

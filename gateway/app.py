@@ -32,6 +32,7 @@ from gateway.metrics import Metrics
 from gateway.relay import Relay, find_lane, send_error
 from gateway.routing import View
 from gateway.settings import GatewaySettings
+from gateway.shares import Shares
 from gateway.snapshot import FILE_NAME, Options, Snapshot
 from gateway.upstream import UpstreamPool
 from gateway.wire import INFERENCE_PATHS
@@ -130,9 +131,11 @@ class Gateway:
         metrics, evidence = Metrics(), self.evidence
         captures = Captures(own.capture, metrics)
         fleet = Fleet.of(engines, own.health)
+        shares = Shares(self._incarnation, own.workers, metrics)
 
         def changed(view: View) -> None:
             metrics.serves(view)
+            shares.adopt(view)
             evidence.forget({lane.trial.id for lane in view.lanes.values() if lane.trial})
 
         snapshot = Snapshot(
@@ -152,6 +155,7 @@ class Gateway:
                 admission=self._admission,
                 attempts=Attempts(own, fleet, pool, metrics),
                 accounts=Accounts(metrics, evidence, captures),
+                shares=shares,
                 incarnation=self._incarnation,
             )
             async with asyncio.TaskGroup() as tasks:
@@ -159,23 +163,32 @@ class Gateway:
                     tasks.create_task(snapshot.run(stores)),
                     tasks.create_task(evidence.report(stores.evidence)),
                     tasks.create_task(captures.run(stores.captures)),
-                    tasks.create_task(health.watch(fleet, pool, own.health)),
+                    tasks.create_task(shares.run(stores.quotas)),
+                    tasks.create_task(
+                        health.watch(fleet, pool, own.health, own.admission.maximum_waiting)
+                    ),
                     tasks.create_task(metrics.watch_lag()),
                     tasks.create_task(self._observe(metrics, fleet)),
                 ]
                 yield _Parts(relay, snapshot, metrics, authenticator)
                 for task in background:
                     task.cancel()
-            await self._say_goodbye(stores, snapshot, evidence, captures)
+            await self._say_goodbye(stores, snapshot, evidence, captures, shares)
 
     async def _say_goodbye(
-        self, stores: Stores, snapshot: Snapshot, evidence: Evidence, captures: Captures
+        self,
+        stores: Stores,
+        snapshot: Snapshot,
+        evidence: Evidence,
+        captures: Captures,
+        shares: Shares,
     ) -> None:
         """Write what was counted since the last report; a store that is gone must not hold us."""
         try:
             async with asyncio.timeout(_FLUSH_SECONDS):
                 await evidence.flush(stores.evidence)
                 await captures.flush(stores.captures)
+                await shares.settle(stores.quotas)
                 await snapshot.leave(stores)
         except (SluiceError, TimeoutError) as error:
             _log.warning("the last counts could not be written: %s", error)

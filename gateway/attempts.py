@@ -7,11 +7,11 @@ from time import perf_counter
 from gateway import wire
 from gateway.balance import pick
 from gateway.call import Call
-from gateway.errors import NotResidentError, UpstreamError
+from gateway.errors import NotResidentError, OverloadedError, UpstreamError
 from gateway.health import Fleet, Outcome, Replica
 from gateway.limits import RetryBudget
 from gateway.metrics import Metrics
-from gateway.routing import Served
+from gateway.routing import Choice, Served
 from gateway.settings import GatewaySettings
 from gateway.sse import StreamReader
 from gateway.upstream import Response, UpstreamPool
@@ -65,6 +65,18 @@ class Attempts:
             if replica.engine.api_key
         }
 
+    def check_room(self, choice: Choice) -> None:
+        """Raises OverloadedError where every replica that could answer has too long a queue."""
+        if self._has_room(choice.served):
+            return
+        if choice.fallback is not None and self._has_room(choice.fallback):
+            return
+        if not self._fleet.available(choice.served.urls, (), perf_counter()):
+            # What is down has no queue; the request itself finds out.
+            return
+        self._metrics.admission_refused(choice.served.version.engine)
+        raise OverloadedError("the engines have as much to do as they can: try again in a moment")
+
     async def ask(self, call: Call) -> Attempt:
         """The first answer that can be passed on. Nothing was sent to the client before it."""
         self._budget.earn()
@@ -105,6 +117,9 @@ class Attempts:
         if not served.urls:
             raise NotResidentError(f"no engine serves {name} yet: try again in a moment")
         raise EngineUnavailableError(f"no replica that serves {name} answers: try again")
+
+    def _has_room(self, served: Served) -> bool:
+        return self._fleet.has_room(served.urls, perf_counter())
 
     def _may_retry(self, served: Served, tried: Sequence[Replica]) -> bool:
         return (

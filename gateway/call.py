@@ -4,8 +4,10 @@ from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
 from gateway.evidence import Tally
+from gateway.quota import Ticket
 from gateway.routing import Choice, Lane
 from gateway.wire import Request
+from rollout.credentials import ApiKey
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -17,13 +19,15 @@ HeaderList = list[tuple[bytes, bytes]]
 class Call:
     """Filled in step by step; `request`, `lane` and `choice` once the body was read.
 
-    Times are those of `time.perf_counter`. `pieces` counts the writes of a stream.
+    Times are those of `time.perf_counter`. `pieces` counts the writes of a stream. `limited` is the
+    key where it has limits, `ticket` what was taken of them.
     """
 
     __slots__ = (
         "authorization", "capture", "captured", "captured_bytes", "choice", "counted",
-        "engine_headers", "fell_back", "first_byte_at", "id", "lane", "no_capture", "path",
-        "pieces", "query", "request", "sent_at", "session", "started", "tally", "trial", "unit",
+        "engine_headers", "fell_back", "first_byte_at", "id", "lane", "limited", "no_capture",
+        "path", "pieces", "query", "request", "sent_at", "session", "started", "tally", "ticket",
+        "trial", "unit",
     )  # fmt: skip
 
     request: Request
@@ -37,6 +41,8 @@ class Call:
         self.id = ""
         self.authorization: bytes | None = None
         self.session: str | None = None
+        self.limited: ApiKey | None = None
+        self.ticket: Ticket | None = None
         self.no_capture = False
         self.engine_headers: HeaderList = []
         self.unit = ""

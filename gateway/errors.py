@@ -3,6 +3,7 @@
 rollout.errors.SluiceError
 ├── InvalidInputError
 │   └── TooLargeError            send less
+├── RateLimitedError             wait: a limit of the key
 ├── NotFoundError
 │   ├── ModelNotFoundError       ask for a route, or a version of it, that exists
 │   └── EndpointNotFoundError    ask for a path that exists
@@ -67,6 +68,27 @@ class NotImplementedYetError(SluiceError):
     status = 501
     type = "invalid_request_error"
     code = "not_implemented"
+
+
+class RateLimitedError(SluiceError):
+    """The key has asked for more than it may; `retry_after` is in seconds. As OpenAI says it."""
+
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class TokensLimitedError(RateLimitedError):
+    type = "tokens"
+
+
+class QuotaExhaustedError(RateLimitedError):
+    type = "insufficient_quota"
+    code = "insufficient_quota"
 
 
 class NotResidentError(UnavailableError):

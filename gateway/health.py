@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from gateway.errors import UpstreamError
+from gateway.queues import read_queue
 from gateway.settings import HealthSection
 from gateway.upstream import UpstreamPool
 from rollout.engines import Engine
@@ -129,16 +130,23 @@ class Fleet:
         )
 
 
-async def watch(fleet: Fleet, pool: UpstreamPool, settings: HealthSection) -> None:
+async def watch(
+    fleet: Fleet, pool: UpstreamPool, settings: HealthSection, maximum_waiting: int
+) -> None:
     """Check every replica each `check_seconds`, for ever."""
     async with asyncio.TaskGroup() as tasks:
         for replica in fleet.replicas.values():
-            tasks.create_task(_watch_one(replica, pool, settings))
+            tasks.create_task(_watch_one(replica, pool, settings, maximum_waiting))
 
 
-async def _watch_one(replica: Replica, pool: UpstreamPool, settings: HealthSection) -> None:
+async def _watch_one(
+    replica: Replica, pool: UpstreamPool, settings: HealthSection, maximum_waiting: int
+) -> None:
     while True:
         await check(replica, pool, settings)
+        if replica.engine.kind == "vllm":
+            waiting = await read_queue(pool, replica.url, settings.check_timeout_seconds)
+            replica.full = waiting > maximum_waiting
         await asyncio.sleep(settings.check_seconds)
 
 

@@ -1,12 +1,10 @@
-"""How long an engine's own queue is, as it says in its metrics, and which replicas are full."""
+"""How long an engine's own queue is, as it says in its metrics."""
 
 import asyncio
 import re
 from typing import Final
 
 from gateway.errors import UpstreamError
-from gateway.health import Fleet, Replica
-from gateway.settings import AdmissionSection
 from gateway.upstream import UpstreamPool
 
 _WAITING: Final = re.compile(r"^vllm:num_requests_waiting(?:\{.*\})? (\S+)", re.MULTILINE)
@@ -28,22 +26,3 @@ async def read_queue(pool: UpstreamPool, url: str, seconds: float) -> float:
             return queue_length(text.decode(errors="replace")) if response.status == 200 else 0.0
     except (TimeoutError, UpstreamError, ValueError):
         return 0.0
-
-
-async def watch(fleet: Fleet, pool: UpstreamPool, settings: AdmissionSection) -> None:
-    """Look at every queue each `check_seconds`, for ever. Only vLLM's can be seen."""
-    async with asyncio.TaskGroup() as tasks:
-        for replica in fleet.replicas.values():
-            if replica.engine.kind == "vllm":
-                tasks.create_task(_watch_one(replica, pool, settings))
-
-
-async def check(replica: Replica, pool: UpstreamPool, settings: AdmissionSection) -> None:
-    waiting = await read_queue(pool, replica.url, settings.check_timeout_seconds)
-    replica.full = waiting > settings.maximum_waiting
-
-
-async def _watch_one(replica: Replica, pool: UpstreamPool, settings: AdmissionSection) -> None:
-    while True:
-        await check(replica, pool, settings)
-        await asyncio.sleep(settings.check_seconds)

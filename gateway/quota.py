@@ -207,9 +207,6 @@ class Ticket:
             self._settled = True
             self._quota.settle(self, self.estimate if tokens is None else tokens, answer)
 
-    def headers(self) -> HeaderList:
-        return self._quota.headers()
-
 
 class KeyQuota:
     """The limits of one key at this worker."""

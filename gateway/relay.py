@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import re
 from collections.abc import Iterable
 from time import perf_counter
@@ -17,6 +18,7 @@ from gateway.errors import (
     ModelNotFoundError,
     NotReadyError,
     OverloadedError,
+    RateLimitedError,
     TooLargeError,
     UpstreamError,
     error_body,
@@ -25,6 +27,7 @@ from gateway.errors import (
 from gateway.limits import Admission
 from gateway.routing import Lane, View, choose, unit_of
 from gateway.settings import GatewaySettings
+from gateway.shares import Shares
 from gateway.snapshot import Snapshot
 from gateway.sse import StreamReader
 from rollout.credentials import ApiKey
@@ -95,6 +98,7 @@ class Relay:
         admission: Admission,
         attempts: Attempts,
         accounts: Accounts,
+        shares: Shares,
         incarnation: str,
     ) -> None:
         self._settings = settings
@@ -103,6 +107,7 @@ class Relay:
         self._admission = admission
         self._attempts = attempts
         self._accounts = accounts
+        self._shares = shares
         self._ids = (f"{incarnation[:16]}-{number:x}" for number in itertools.count(1))
         # Kept, because Python 3.11 makes a system call of asking for it.
         self._loop = asyncio.get_running_loop()
@@ -117,9 +122,13 @@ class Relay:
             await self._serve(call, scope, receive, send)
         except SluiceError as error:
             self._accounts.refused(call, error.status)
-            await send_error(send, error, call.id or next(self._ids), close=self.draining)
+            limits = () if call.limited is None else self._shares.headers(call.limited)
+            request_id = call.id or next(self._ids)
+            await send_error(send, error, request_id, close=self.draining, extra=limits)
         finally:
             self._admission.inflight -= 1
+            if call.ticket is not None:
+                call.ticket.settle(0)
 
     async def _serve(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         if self._admission.full:
@@ -132,6 +141,8 @@ class Relay:
         if not self._snapshot.ready:
             raise NotReadyError("the gateway does not know its routes yet: the store is not there")
         key = self._auth.authenticate(call.authorization, view.keys)
+        if not key.limits.unlimited:
+            call.limited = key
         body = await self._read_body(receive, headers)
         if body is None:
             return
@@ -139,6 +150,10 @@ class Relay:
         call.lane = find_lane(view, key, call.request.model)
         call.unit = self._unit(call, key)
         call.choice = choose(call.lane, call.unit)
+        # Before anything is counted: what is refused here is nobody's fault.
+        self._attempts.check_room(call.choice)
+        if call.limited is not None:
+            call.ticket = self._shares.admit(call.limited, body)
         self._accounts.open(call)
         await self._answer(call, receive, send)
 
@@ -301,6 +316,8 @@ class Relay:
         headers = [pair for pair in attempt.response.headers if pair[0] not in _NOT_TO_CLIENT]
         headers.append((b"x-request-id", call.id.encode()))
         headers += self._accounts.headers(call, attempt.served)
+        if call.limited is not None:
+            headers += self._shares.headers(call.limited)
         if call.fell_back:
             headers.append(_FALLBACK)
         if self.draining:
@@ -333,7 +350,12 @@ def find_lane(view: View, key: ApiKey, model: str) -> Lane:
 
 
 async def send_error(
-    send: Send, error: SluiceError, request_id: str, *, close: bool = False
+    send: Send,
+    error: SluiceError,
+    request_id: str,
+    *,
+    close: bool = False,
+    extra: Iterable[tuple[bytes, bytes]] = (),
 ) -> None:
     """Answer with an error in OpenAI's shape."""
     body = error_body(error)
@@ -341,8 +363,11 @@ async def send_error(
         _JSON,
         (b"content-length", b"%d" % len(body)),
         (b"x-request-id", request_id.encode()),
+        *extra,
     ]
-    if error.status == 503:
+    if isinstance(error, RateLimitedError):
+        headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after)))
+    elif error.status == 503:
         headers.append(_RETRY_AFTER)
     if close or error.status == 413:
         # The rest of a body that is too large is not worth reading.

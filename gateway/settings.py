@@ -91,8 +91,6 @@ class AdmissionSection(Section):
     """
 
     maximum_waiting: int = Field(512, ge=0)
-    check_seconds: float = Field(1.0, gt=0)
-    check_timeout_seconds: float = Field(2.0, gt=0)
 
 
 class FeedbackSection(Section):

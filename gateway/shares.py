@@ -6,7 +6,18 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from gateway import wire
-from gateway.quota import Budget, KeyQuota, Reason, Refusal, Ticket, period_of
+from gateway.errors import QuotaExhaustedError, RateLimitedError, TokensLimitedError
+from gateway.quota import (
+    Budget,
+    HeaderList,
+    KeyQuota,
+    Reason,
+    Refusal,
+    Ticket,
+    duration,
+    period_of,
+    seconds_left,
+)
 from gateway.routing import View
 from rollout.credentials import ApiKey, KeyLimits
 from rollout.errors import StoreUnavailableError
@@ -61,8 +72,11 @@ class Shares:
         for key_id in self._budgets.keys() - self._limits.keys():
             del self._budgets[key_id]
 
-    def admit(self, key: ApiKey, body: bytes) -> Ticket | Refusal:
-        """A ticket, which must be settled, or why the request of this limited key has to wait."""
+    def admit(self, key: ApiKey, body: bytes) -> Ticket:
+        """A ticket for a request of this limited key, which must be settled.
+
+        Raises RateLimitedError where it has to wait.
+        """
         quota = self._quotas.get(key.id)
         if quota is None:
             quota = self._begin(key.id, key.limits)
@@ -72,9 +86,10 @@ class Shares:
         if isinstance(outcome, Refusal):
             self._counters.rate_limited(outcome.reason)
             self._hurry.set()
+            raise _error(outcome, key.limits)
         return outcome
 
-    def headers(self, key: ApiKey) -> list[tuple[bytes, bytes]]:
+    def headers(self, key: ApiKey) -> HeaderList:
         """What a client is told of the limits, whatever it is answered."""
         quota = self._quotas.get(key.id)
         return quota.headers() if quota is not None else []
@@ -138,6 +153,35 @@ class Shares:
         quota = KeyQuota(key_id, limits, budget, self._workers, self._loop.time())
         self._quotas[key_id] = quota
         return quota
+
+
+def _error(refusal: Refusal, limits: KeyLimits) -> RateLimitedError:
+    after = refusal.retry_after
+    match refusal.reason:
+        case "requests":
+            return RateLimitedError(
+                f"this API key may make {limits.requests_per_minute} requests a minute: try again "
+                f"in {duration(after)}",
+                after,
+            )
+        case "tokens":
+            return TokensLimitedError(
+                f"this API key may use {limits.tokens_per_minute} tokens a minute: try again in "
+                f"{duration(after)}",
+                after,
+            )
+        case "concurrency":
+            return RateLimitedError(
+                f"this API key may have {limits.concurrency} requests under way at once: wait until "
+                "one of them has ended",
+                after,
+            )
+        case "budget":
+            return QuotaExhaustedError(
+                f"this API key has used its {limits.monthly_tokens} tokens of this month: ask for "
+                "more, or wait until the next month begins (UTC)",
+                seconds_left(datetime.now(UTC)),
+            )
 
 
 def _report(quota: KeyQuota, now: float) -> KeyReport:
