@@ -49,7 +49,7 @@ format: install ## write the formatting, and the fixes that are safe
 	@$(BIN)/ruff check --fix --exit-zero .
 	@$(BIN)/ruff format .
 
-bench: install ## the data plane beside nginx and vllm-router: CPU time as ratios
+bench: install ## the data plane beside its peers: CPU, latency, streams, memory, goals (ARGS=--quick)
 	@$(BIN)/python -m benchmarks.dataplane $(ARGS)
 
 constraints: install ## pin again what pyproject.toml asks for (needs uv; look at the difference)

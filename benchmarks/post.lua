@@ -1,11 +1,14 @@
--- What wrk sends and reports: `wrk … -s post.lua URL -- BODY KEY` posts BODY with the key, and
--- prints one line of JSON, in microseconds.
+-- What wrk sends and reports: `wrk … -s post.lua URL -- BODY HEADER…` posts BODY with the headers
+-- ("name: value"), and prints one line of JSON, in microseconds.
 
 function init(args)
   wrk.method = "POST"
   wrk.body = args[1]
   wrk.headers["content-type"] = "application/json"
-  wrk.headers["authorization"] = "Bearer " .. args[2]
+  for i = 2, #args do
+    local name, value = args[i]:match("^(%S+): (.*)$")
+    wrk.headers[name] = value
+  end
 end
 
 function done(summary, latency, requests)

@@ -69,6 +69,8 @@ class Processes:
             for process in self._started:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
+                    # One that was stopped would not hear of it.
+                    os.killpg(process.pid, signal.SIGCONT)
             for process in self._started:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.0, deadline - time.monotonic()))

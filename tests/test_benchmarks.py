@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.dataplane import Cell, main, summarize, table
-from benchmarks.load import WORKLOADS
+from benchmarks.dataplane import main
+from benchmarks.goals import Goal, goals_text, judge_goals
+from benchmarks.install import SkipTarget, install_from_pypi
+from benchmarks.load import ANSWER_1, STREAM_1, Endpoint, Workload, drive, send
 from benchmarks.processes import Processes, StartError, free_port, measure_tree
+from benchmarks.profiling import text
+from benchmarks.report import Cell, Figures, Memory, table
 
 
 @pytest.fixture
@@ -37,9 +41,8 @@ def test_the_fast_stub_answers_and_streams(processes: Processes) -> None:
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.stub", "--port", str(port), "--chunks", "5"]
     processes.start("stub", command, core=core(), ready=f"http://127.0.0.1:{port}/health")
-    answer, stream = WORKLOADS[0], WORKLOADS[2]
-    assert json.loads(ask(port, answer.body))["object"] == "chat.completion"
-    *events, done, rest = ask(port, stream.body).split(b"\n\n")
+    assert json.loads(ask(port, ANSWER_1.body()))["object"] == "chat.completion"
+    *events, done, rest = ask(port, STREAM_1.body()).split(b"\n\n")
     assert (done, rest) == (b"data: [DONE]", b"")
     *chunks, usage = [json.loads(event.removeprefix(b"data: ")) for event in events]
     assert len(chunks) == 5
@@ -74,16 +77,86 @@ def test_nothing_outlives_the_run(tmp_path: Path) -> None:
     assert not Path(f"/proc/{pid}").exists()
 
 
+def test_our_client_holds_streams_open_and_counts_answers(processes: Processes) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.stub", "--port", str(port)]
+    pace = ["--chunks", "6", "--delay-ms", "20"]
+    processes.start("stub", [*command, *pace], core=core(), ready=f"http://127.0.0.1:{port}/health")
+    endpoint = Endpoint(f"http://127.0.0.1:{port}")
+    streams = Workload("open@8", stream=True, connections=8, chunks=6, delay_ms=20)
+    result = drive(endpoint, streams, 1, core())
+    assert result.requests >= 8
+    assert (result.failed, result.unfinished) == (0, 0)
+    answers = Workload("answer@4", stream=False, connections=4)
+    assert send(endpoint, answers, 100, core()).requests == 100
+
+
+def test_a_stream_that_lacks_a_token_is_lost(processes: Processes) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.stub", "--port", str(port)]
+    command += ["--chunks", "5", "--delay-ms", "20"]
+    processes.start("stub", command, core=core(), ready=f"http://127.0.0.1:{port}/health")
+    longer = Workload("open@2", stream=True, connections=2, chunks=6, delay_ms=20)
+    result = drive(Endpoint(f"http://127.0.0.1:{port}"), longer, 1, core())
+    assert result.requests == 0
+    assert result.failed > 0
+
+
+def test_what_cannot_be_installed_is_left_out_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".cache").write_text("no folder can be made below a file")
+    with pytest.raises(SkipTarget, match="some-gateway==1 could not be installed: "):
+        install_from_pypi("some-gateway", "some-gateway==1", "some-gateway")
+
+
 def test_the_table_gives_the_ratio_of_cpu_time_to_each_peer() -> None:
     cells = [_cell("nginx", 40), _cell("sluice", 90), _cell("nginx", 60), _cell("sluice", 110)]
-    text = table(summarize(cells))
-    assert text.splitlines()[-2].split() == ["nginx", "2.00", "(2.25)"]
+    assert ["nginx", "2.00", "(2.25)"] in [
+        line.split() for line in table(Figures(cells)).split("\n")
+    ]
 
 
 def test_a_figure_taken_beside_other_work_is_marked() -> None:
-    quiet, noisy = (table(summarize([_cell("nginx", 40, foreign=f)])) for f in (0.01, 0.2))
+    quiet, noisy = (table(Figures([_cell("nginx", 40, foreign=f)])) for f in (0.01, 0.2))
     assert "*" not in quiet
     assert "* other processes" in noisy
+
+
+def test_a_peer_that_is_missing_is_named_with_the_reason() -> None:
+    said = table(Figures([], missing={"portkey": "node is not installed"}))
+    assert "portkey: not available: node is not installed" in said
+
+
+@pytest.mark.parametrize(("cpu", "state"), [(43, "met"), (45, "not met")])
+def test_a_goal_is_judged_by_the_ratio_within_the_run(cpu: float, state: str) -> None:
+    goal = goals([_cell("vllm-router", 40), _cell("sluice", cpu)])["CPU of answer@1, ÷ vllm-router"]
+    assert (goal.reached, goal.state) == (cpu / 40, state)
+
+
+def test_a_goal_whose_figures_are_missing_is_not_called_met() -> None:
+    everything = judge_goals(Figures([_cell("sluice", 40)]))
+    assert {goal.state for goal in everything} == {"not measured"}
+    assert goals_text(everything).count("not measured") == len(everything)
+
+
+def test_a_disturbed_figure_makes_its_goal_doubtful() -> None:
+    cells = [_cell("vllm-router", 40, foreign=0.2), _cell("sluice", 40)]
+    assert goals(cells)["CPU of answer@1, ÷ vllm-router"].doubtful
+
+
+def test_memory_is_compared_with_itself_earlier() -> None:
+    memory = [Memory("sluice", 10_000, 60_000_000, 0), Memory("sluice", 100_000, 69_000_000, 0)]
+    by_text = goals([], memory)
+    assert by_text["memory after 100,000 requests, ÷ after 10,000"].state == "not met"
+    assert by_text["memory of a worker after 100,000 requests"].state == "met"
+
+
+def test_a_profile_charges_the_innermost_function() -> None:
+    stacks = "main (a.py:1);read (gateway/wire.py:7) 30\nmain (a.py:1) 10\n"
+    assert "  75.0%  gateway/wire.py" in text(stacks).splitlines()
+    assert "  25.0%  main (a.py)" in text(stacks).splitlines()
 
 
 @pytest.mark.parametrize("arguments", [["--only", "apache"], ["--rounds", "0"]])
@@ -95,5 +168,25 @@ def test_a_mistyped_option_says_what_there_is(
     assert "there are direct, nginx" in (said := capsys.readouterr().err) or "at least 1" in said
 
 
+def goals(cells: list[Cell], memory: list[Memory] | None = None) -> dict[str, Goal]:
+    return {goal.text: goal for goal in judge_goals(Figures(cells, memory or []))}
+
+
 def _cell(target: str, cpu: float, foreign: float = 0.0) -> Cell:
-    return Cell(target, "answer@1", 1, cpu, 0.0, 10_000.0, 90, 400, 1000, 0, 0.9, foreign, 10**7)
+    return Cell(
+        target=target,
+        workload="answer@1",
+        round=1,
+        cpu_microseconds=cpu,
+        beside_microseconds=0.0,
+        per_second=10_000.0,
+        p50_microseconds=0,
+        p99_microseconds=400,
+        mean_microseconds=100.0,
+        requests=1000,
+        failed=0,
+        unfinished=0,
+        core_busy=0.9,
+        foreign=foreign,
+        resident_bytes=10**7,
+    )
