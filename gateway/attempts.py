@@ -7,7 +7,7 @@ from time import perf_counter
 from gateway import wire
 from gateway.balance import pick
 from gateway.call import Call
-from gateway.errors import NotResidentError, OverloadedError, UpstreamError
+from gateway.errors import NotResidentError, OverloadedError, PromptPlaceError, UpstreamError
 from gateway.health import Fleet, Outcome, Replica
 from gateway.limits import RetryBudget
 from gateway.metrics import Metrics
@@ -15,7 +15,7 @@ from gateway.routing import Choice, Served
 from gateway.settings import GatewaySettings
 from gateway.sse import StreamReader
 from gateway.upstream import Response, UpstreamPool
-from rollout.errors import EngineUnavailableError, InvalidInputError, UnavailableError
+from rollout.errors import EngineUnavailableError, UnavailableError
 
 
 class Attempt:
@@ -83,8 +83,8 @@ class Attempts:
         choice = call.choice
         try:
             return await self._ask_version(call, choice.served)
-        except (UnavailableError, InvalidInputError):
-            # The candidate may carry a prompt, which not every endpoint has a place for.
+        except (UnavailableError, PromptPlaceError):
+            # Any other fault in the body is the client's, and says nothing of the candidate.
             if choice.fallback is None:
                 raise
         call.fell_back = True

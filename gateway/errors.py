@@ -2,7 +2,8 @@
 
 rollout.errors.SluiceError
 ├── InvalidInputError
-│   └── TooLargeError            send less
+│   ├── TooLargeError            send less
+│   └── PromptPlaceError         ask at an endpoint of messages
 ├── RateLimitedError             wait: a limit of the key
 ├── NotFoundError
 │   ├── ModelNotFoundError       ask for a route, or a version of it, that exists
@@ -36,6 +37,10 @@ Reason = Literal[
 class TooLargeError(InvalidInputError):
     status = 413
     code = "request_too_large"
+
+
+class PromptPlaceError(InvalidInputError):
+    """The version carries a prompt, and the endpoint has no place for one."""
 
 
 class InternalError(SluiceError):

@@ -33,6 +33,8 @@ _HEADER_BYTES: Final = 256 * 1024
 # How long a client may take to send the head of a request it has begun.
 _HEAD_SECONDS: Final = 30.0
 _CHECK_SECONDS: Final = 2.0
+# How long a client may take none of an answer that waits for it.
+_STALL_SECONDS: Final = 120.0
 _BODILESS: Final = frozenset({204, 304})
 _STATUS_LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -58,6 +60,7 @@ class ClientProtocol(asyncio.Protocol):
         "_parser",
         "_paused",
         "_reading",
+        "_stalled",
         "_state",
         "_url",
         "_writable",
@@ -94,6 +97,7 @@ class ClientProtocol(asyncio.Protocol):
         self._paused = False
         self._lingering = False
         self._writable: asyncio.Future[None] | None = None
+        self._stalled = (0, 0.0)  # how much waits to be written, and since when exactly that
         self._active_at = self._loop.time()
         self._head_began_at: float | None = None
         self._keep_alive_timer: asyncio.TimerHandle | None = None
@@ -140,6 +144,7 @@ class ClientProtocol(asyncio.Protocol):
     def pause_writing(self) -> None:
         if self._writable is None:
             self._writable = self._loop.create_future()
+            self._stalled = (self.transport.get_write_buffer_size(), self._loop.time())
 
     def resume_writing(self) -> None:
         writable, self._writable = self._writable, None
@@ -157,6 +162,10 @@ class ClientProtocol(asyncio.Protocol):
         self._count_header(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._reading is not None:
+            # A trailer, which came after what it might contradict.
+            self._count_header(len(name) + len(value))
+            return
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self._expects = True
@@ -264,10 +273,12 @@ class ClientProtocol(asyncio.Protocol):
     def _refuse(self, error: SluiceError) -> None:
         """Answer what cannot be parsed, and close; an answer that is under way is finished first."""
         self._parser = None
-        exchange = self._reading or self._current
+        exchange = self._current
         if exchange is None:
             exchange = _Exchange(self, {"method": "", "http_version": "1.1"}, self._loop)
-        elif self._reading is None:
+        elif self._reading is not exchange:
+            # Those that wait behind it may be what cannot be parsed; none of them is answered.
+            self._next.clear()
             exchange.keep_alive = False
             return
         exchange.refuse(error)
@@ -297,13 +308,26 @@ class ClientProtocol(asyncio.Protocol):
             if (idle and began is None) or (began is not None and now - began > _HEAD_SECONDS):
                 self.transport.close()
                 return
+        elif self._writable is not None and self._is_stalled(now):
+            self.transport.abort()
+            return
         self._keep_alive_timer = self._loop.call_later(_CHECK_SECONDS, self._check_idle)
+
+    def _is_stalled(self, now: float) -> bool:
+        """Whether the client is there, but has taken nothing of its answer for too long."""
+        size, since = self._stalled
+        waiting = self.transport.get_write_buffer_size()
+        if waiting != size:
+            self._stalled = (waiting, now)
+            return False
+        return now - since > _STALL_SECONDS
 
 
 class _Exchange:
     """One request and its answer, as ASGI sees them."""
 
     __slots__ = (
+        "_asked",
         "_begun",
         "_bodiless",
         "_body",
@@ -335,6 +359,7 @@ class _Exchange:
         self._scope = scope
         self._loop = loop
         self._expects = expects
+        self._asked = False
         self._body: list[bytes] = []
         self._size = 0
         self._more_body = True
@@ -377,6 +402,12 @@ class _Exchange:
 
     async def receive(self) -> Message:
         connection = self._connection
+        if not self._asked:
+            self._asked = True
+            if self._more_body and not self._body and not self._disconnected:
+                # The first call never waits, so that whoever asks can set a limit for the others,
+                # and refuse by the head alone before a client that expects it is told to send.
+                return {"type": "http.request", "body": b"", "more_body": True}
         if self._expects and self._more_body:
             self._expects = False
             connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

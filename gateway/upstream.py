@@ -441,6 +441,8 @@ class _Connection(asyncio.Protocol):
             raise httptools.HttpParserError("more than one answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_complete:
+            return  # a trailer
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.errors import PromptPlaceError
 from rollout.errors import InvalidInputError
 from rollout.versions import Prompt, Version
 
@@ -23,6 +24,8 @@ _SPACE: Final = rb"[ \t\r\n]*"
 _STRING: Final = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
 _MODEL_MEMBER: Final = re.compile(rb'"model"' + _SPACE + b":" + _SPACE + b"(" + _STRING + b")")
 _MEMBER: Final = re.compile(_SPACE + b"(" + _STRING + b")" + _SPACE + b":" + _SPACE)
+# Maybe a letter of `stream_options`, written as an escape.
+_ESCAPED: Final = re.compile(rb"\\u00[567]")
 _NEXT: Final = re.compile(_SPACE + b"([,}])")
 
 Span = tuple[int, int]
@@ -134,7 +137,7 @@ def splice(request: Request, served: bytes, *, ask_usage: bool = False) -> bytes
     start, end = request.span
     if not ask_usage:
         return b"".join((body[:start], served, body[end:]))
-    if b"stream_options" not in body:
+    if b"stream_options" not in body and not _ESCAPED.search(body):
         first = body.index(b"{") + 1
         return b"".join((body[:first], _ASK_USAGE, b",", body[first:start], served, body[end:]))
     edits = [(request.span, served)]
@@ -232,9 +235,16 @@ def _twice(body: bytes) -> InvalidInputError:
 
 
 def _with_usage(options: bytes) -> bytes:
-    merged = dict(msgspec.json.decode(options) or {})
-    merged["include_usage"] = True
-    return msgspec.json.encode(merged)
+    return msgspec.json.encode(_asking(msgspec.json.decode(options)))
+
+
+def _asking(options: dict[str, Any] | None) -> dict[str, Any]:
+    """The client's options, asking for usage at the end of the stream and nowhere else."""
+    asking = {**(options or {}), "include_usage": True}
+    if "continuous_usage_stats" in asking:
+        # Without `include_usage` vLLM does not heed it; with ours it would.
+        asking["continuous_usage_stats"] = False
+    return asking
 
 
 def _apply(body: bytes, edits: list[tuple[Span, bytes]]) -> bytes:
@@ -249,7 +259,11 @@ def _apply(body: bytes, edits: list[tuple[Span, bytes]]) -> bytes:
 
 def _rewrite(request: Request, version: Version, path: str, *, ask_usage: bool) -> bytes:
     """Re-encode the body with what the version carries: a prompt, sampling defaults."""
-    body: dict[str, Any] = msgspec.json.decode(request.body)
+    try:
+        body: dict[str, Any] = msgspec.json.decode(request.body)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        # Numbers that no float can hold; they pass only where the body is not encoded anew.
+        raise InvalidInputError(f"{version.name} cannot read the body: {exc}") from exc
     body["model"] = version.served_name
     if path != EMBEDDINGS:
         for name, value in version.sampling.items():
@@ -257,7 +271,7 @@ def _rewrite(request: Request, version: Version, path: str, *, ask_usage: bool) 
     if version.prompt is not None:
         _put_prompt(body, version.prompt, version.name, path)
     if ask_usage:
-        body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+        body["stream_options"] = _asking(body.get("stream_options"))
     return msgspec.json.encode(body)
 
 
@@ -273,7 +287,7 @@ def _put_prompt(body: dict[str, Any], prompt: Prompt, name: str, path: str) -> N
             if prompt.mode == "replace_system":
                 body.pop("instructions", None)
         case _:
-            raise InvalidInputError(
+            raise PromptPlaceError(
                 f"{name} carries a prompt of messages: ask it at {CHAT} or {RESPONSES}"
             )
 
