@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks import profiling
@@ -114,7 +115,7 @@ def run(arguments: argparse.Namespace) -> Figures:
     """Start what was asked for, measure it, end it."""
     with _engine() as place:
         started, missing = _start_all(arguments.only, place)
-        memory = _all_memory(started, place.cores) if arguments.memory else []
+        memory = _all_memory(started, missing, place.cores) if arguments.memory else []
         cells = list(_rounds(started, missing, place, arguments))
     _say("")
     return Figures(cells, memory, missing)
@@ -183,21 +184,27 @@ def check_answer(endpoint: Endpoint, workload: Workload) -> None:
         raise StartError(f"it answered {response.status} to {workload.name}: {said[:300]!r}")
 
 
-def _all_memory(started: Mapping[str, Started], cores: Cores) -> list[Memory]:
+def _all_memory(
+    started: Mapping[str, Started], missing: dict[str, str], cores: Cores
+) -> list[Memory]:
     memory: list[Memory] = []
     for name, target in started.items():
         if name not in ("direct", *SLOW):
             _say(f"memory of {name}")
-            memory += measure_memory(name, target, cores)
+            try:
+                memory += measure_memory(name, target, cores)
+            except StartError as error:
+                missing[f"{name}, memory"] = str(error)
     return memory
 
 
 def _rounds(
     started: Mapping[str, Started],
-    missing: Mapping[str, str],
+    missing: dict[str, str],
     place: Place,
     arguments: argparse.Namespace,
 ) -> Iterator[Cell]:
+    """Every cell of every round; what cannot be measured is noted in `missing`."""
     for name, target in started.items():
         _say(f"warming up {name}")
         drive(target.endpoint, ANSWER_32, 1, place.cores.rest)
@@ -208,7 +215,10 @@ def _rounds(
             _set_stream(place.engine_url, workload)
             for name, target in _visited(started, missing, workload, number):
                 _say(f"round {number} of {arguments.rounds}: {workload.name} {name}")
-                yield measure(name, target, workload, number, arguments.seconds, place.cores)
+                try:
+                    yield measure(name, target, workload, number, arguments.seconds, place.cores)
+                except StartError as error:
+                    missing[f"{name}, {workload.name}"] = str(error)
 
 
 def _visited(
@@ -337,11 +347,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(goals_text(goals))
     if arguments.goals:
         return 0 if all(goal.state == "met" for goal in goals) else 1
-    ours = [cell.failed for cell in figures.cells if cell.target.startswith("sluice")]
-    return 1 if sum(ours) else 0
+    failed = sum(cell.failed for cell in figures.cells if cell.target.startswith("sluice"))
+    return 1 if failed or any(name.startswith("sluice") for name in figures.missing) else 0
 
 
-def _measure(arguments: argparse.Namespace) -> dict[str, object]:
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure, and give the record of it that `--json` keeps."""
     before, at = os.getloadavg()[0], time.monotonic()
     figures = run(arguments)
@@ -352,7 +362,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, object]:
         " the stub engine and the client",
         f"yardstick: {_yardstick():.1f} ns for a turn of an empty Python loop",
     ]
-    record: dict[str, object] = {
+    record: dict[str, Any] = {
         "notes": notes,
         "cells": [asdict(cell) for cell in figures.cells],
         "memory": [asdict(one) for one in figures.memory],
