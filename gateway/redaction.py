@@ -50,6 +50,8 @@ _OVERLAP: Final = 48
 _JSON_STRING: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?', re.DOTALL)
 # A picture in a message; digits in it are not for people.
 _DATA_URL: Final = re.compile(r"data:[\w/.+;=-]{1,128};base64,[A-Za-z0-9+/=_-]*")
+# Looks at the grammar alone: no number is too large for it.
+_raw: Final = msgspec.json.Decoder(msgspec.Raw)
 # JSON in a string in JSON, as the arguments of a tool call are.
 _DEEPEST: Final = 6
 
@@ -356,10 +358,18 @@ def _merged(spans: Iterable[Span]) -> Iterator[Span]:
 
 def _is_json(text: str) -> bool:
     try:
-        msgspec.json.decode(text)
+        _raw.decode(text)
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        return False
+        # The other reader allows half a pair of surrogates.
+        try:
+            json.loads(text, parse_int=str, parse_float=str, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            return False
     return True
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _quoted(text: str) -> str:

@@ -63,6 +63,16 @@ def test_json_in_a_string_in_json_stays_json() -> None:
     assert done == {"mail": "[email]", "number": 4155552671, "deep": '["[email]"]'}
 
 
+@pytest.mark.parametrize("odd", ["1e999", "9" * 5000, '"\\ud800"', '"\\ud800 \\u0000"'])
+def test_odd_but_valid_json_keeps_its_keys(odd: str) -> None:
+    text = f'{{"c@d.io": {odd}, "x": "a@b.io"}}'
+    assert REDACTOR.json(text) == f'{{"c@d.io": {odd}, "x": "[email]"}}'
+
+
+def test_what_is_no_json_is_redacted_as_text() -> None:
+    assert REDACTOR.json('{"c@d.io": NaN}') == '{"[email]": NaN}'
+
+
 def test_half_a_surrogate_pair_is_no_error() -> None:
     assert REDACTOR.json('["\\ud800 a@b.io"]') == '["\\ud800 [email]"]'
 
@@ -125,7 +135,13 @@ private = st.sampled_from(
 )
 texts = st.lists(st.one_of(st.text(max_size=8), private), max_size=6).map("".join)
 values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), texts),
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(allow_nan=False, allow_infinity=False),
+        texts,
+    ),
     lambda each: st.one_of(st.lists(each, max_size=4), st.dictionaries(texts, each, max_size=4)),
     max_leaves=12,
 )
