@@ -14,6 +14,8 @@ from benchmarks.processes import StartError
 PY_SPY = "py-spy==0.4.3"
 PER_SECOND = 500
 SHOWN = 20
+# py-spy takes a pool's thread that waits for work for a busy one.
+_WAITING = "_worker (concurrent/futures/thread.py"
 _FRAME = re.compile(r"^(?P<function>.*) \((?P<file>[^():]+)(:\d+)?\)$")
 
 
@@ -45,7 +47,7 @@ def text(stacks: str) -> str:
     for line in stacks.splitlines():
         stack, _, count = line.rpartition(" ")
         leaf = stack.rpartition(";")[2]
-        if (frame := _FRAME.match(leaf)) is None:
+        if leaf.startswith(_WAITING) or (frame := _FRAME.match(leaf)) is None:
             continue
         files[frame["file"]] += int(count)
         functions[f"{frame['function']} ({frame['file']})"] += int(count)

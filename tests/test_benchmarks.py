@@ -155,6 +155,7 @@ def test_memory_is_compared_with_itself_earlier() -> None:
 
 def test_a_profile_charges_the_innermost_function() -> None:
     stacks = "main (a.py:1);read (gateway/wire.py:7) 30\nmain (a.py:1) 10\n"
+    stacks += "run (threading.py:1);_worker (concurrent/futures/thread.py:81) 40\n"
     assert "  75.0%  gateway/wire.py" in text(stacks).splitlines()
     assert "  25.0%  main (a.py)" in text(stacks).splitlines()
 
