@@ -147,6 +147,7 @@ class Gateway:
         )
         async with open_stores(self._store_url) as stores, UpstreamPool(own.upstream) as pool:
             await snapshot.start(stores)
+            await shares.start(stores.quotas)
             authenticator = Authenticator(bootstrap_key())
             relay = Relay(
                 settings=own,

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Final, Literal
 
 from gateway.errors import UpstreamError
@@ -71,10 +72,11 @@ class Breaker:
 class Replica:
     """One address of an engine, with what is under way on it.
 
-    `full` while its own queue is longer than it may be.
+    `full` while its own queue is longer than it may be. `back_since` is when it last came back, or
+    None where it was there from the start.
     """
 
-    __slots__ = ("breaker", "engine", "full", "healthy", "inflight", "silent", "url")
+    __slots__ = ("back_since", "breaker", "engine", "full", "healthy", "inflight", "silent", "url")
 
     def __init__(self, url: str, engine: Engine, settings: HealthSection) -> None:
         self.url = url
@@ -84,6 +86,7 @@ class Replica:
         self.healthy = True
         self.full = False
         self.silent = 0
+        self.back_since: float | None = None
 
     def available(self, now: float) -> bool:
         return self.healthy and self.breaker.admits(now)
@@ -94,7 +97,15 @@ class Replica:
 
     def end(self, outcome: Outcome, now: float) -> None:
         self.inflight -= 1
+        was_closed = self.breaker.closed
         self.breaker.settle(outcome, now)
+        if self.breaker.closed and not was_closed:
+            self.back_since = now
+
+    def checked(self, now: float, *, healthy: bool) -> None:
+        if healthy and not self.healthy:
+            self.back_since = now
+        self.healthy = healthy
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +134,11 @@ class Fleet:
 
     def has_room(self, urls: Sequence[str], now: float) -> bool:
         """Whether one of `urls` that can be asked now is not full."""
-        return any(
-            replica.available(now) and not replica.full
-            for url in urls
-            if (replica := self.replicas.get(url)) is not None
-        )
+        for url in urls:
+            replica = self.replicas.get(url)
+            if replica is not None and not replica.full and replica.available(now):
+                return True
+        return False
 
 
 async def watch(
@@ -160,11 +171,11 @@ async def check(replica: Replica, pool: UpstreamPool, settings: HealthSection) -
         ):
             while await response.read():
                 pass
-            replica.healthy = response.status < 500
+            replica.checked(perf_counter(), healthy=response.status < 500)
             replica.silent = 0
     except TimeoutError:
         replica.silent += 1
         if replica.silent >= _SILENT_CHECKS:
-            replica.healthy = False
+            replica.checked(perf_counter(), healthy=False)
     except UpstreamError:
-        replica.healthy = False
+        replica.checked(perf_counter(), healthy=False)

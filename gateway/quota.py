@@ -103,6 +103,10 @@ class Bucket:
         self.elsewhere = grant.elsewhere
         self._heard_at = now
 
+    def empty(self) -> None:
+        """Hold nothing until it is granted."""
+        self._granted = self.spent
+
     @property
     def wanted(self) -> bool:
         return self._demand > 0
@@ -141,6 +145,9 @@ class Slots:
 
     def take(self, grant: Grant) -> None:
         self.granted = int(grant.credit)
+
+    def empty(self) -> None:
+        self.granted = self.used
 
     @property
     def wanted(self) -> bool:
@@ -274,6 +281,12 @@ class KeyQuota:
             and self.budget.reserved <= 0
             and not any(each.wanted for each in (self.requests, self.tokens, self.slots) if each)
         )
+
+    def empty(self) -> None:
+        """Hold nothing until it is granted: others hold it all."""
+        for limit in (self.requests, self.tokens, self.slots):
+            if limit is not None:
+                limit.empty()
 
     def reports(self, now: float) -> list[LimitReport]:
         found = []

@@ -26,6 +26,7 @@ from rollout.stores.quotas import QuotaStore
 
 _log = logging.getLogger(__name__)
 _SETTLE_SECONDS: Final = 1.0
+_START_SECONDS: Final = 1.0
 # Sooner than that where a key is new or was refused: its credit may lie with another worker.
 _HURRY_SECONDS: Final = 0.1
 
@@ -50,7 +51,8 @@ class Shares:
 
     def __init__(self, incarnation: str, workers: int, counters: Counters) -> None:
         self._incarnation = incarnation
-        self._workers = workers
+        # As many as were configured here start together, before they know of each other.
+        self._least = self._workers = workers
         self._counters = counters
         self._limits: dict[str, KeyLimits] = {}
         self._quotas: dict[str, KeyQuota] = {}
@@ -94,6 +96,17 @@ class Shares:
         quota = self._quotas.get(key.id)
         return quota.headers() if quota is not None else []
 
+    async def start(self, store: QuotaStore) -> None:
+        """Learn, before anything is admitted, what others hold; without the store go on."""
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await self.settle(store)
+        except (StoreUnavailableError, TimeoutError):
+            self._counters.settlement_failed()
+        except Exception:  # noqa: BLE001 - nobody is kept from serving by it; it says what happened
+            self._counters.settlement_failed()
+            _log.exception("limits of keys could not be settled; it is tried again")
+
     async def run(self, store: QuotaStore) -> None:
         """Settle about once a second, for ever."""
         while True:
@@ -115,6 +128,12 @@ class Shares:
     async def settle(self, store: QuotaStore) -> None:
         """Report what was used and take what is granted. Raises StoreUnavailableError; nothing is
         lost by that."""
+        if await self._settle(store):
+            # The others let go of a part of what was learnt of, so that this one can begin.
+            await self._settle(store)
+
+    async def _settle(self, store: QuotaStore) -> bool:
+        """Whether keys were learnt of that others use."""
         period = period_of(datetime.now(UTC))
         self._turn(period)
         if self._month is None:
@@ -122,7 +141,7 @@ class Shares:
         now = self._loop.time()
         told = [(quota, _report(quota, now)) for quota in self._quotas.values()]
         settlement = await store.settle(self._incarnation, period, [report for _, report in told])
-        self._workers = settlement.workers
+        self._workers = max(settlement.workers, self._least)
         now = self._loop.time()
         for quota, report in told:
             grant = settlement.grants[report.id]
@@ -131,11 +150,15 @@ class Shares:
             idle = report.id not in settlement.active and quota.idle
             if idle and self._quotas.get(report.id) is quota:
                 del self._quotas[report.id]
-        # In use at other workers: they learn here that none of it is used by this one.
-        for key_id in settlement.active:
-            if key_id in self._limits and key_id not in self._quotas:
-                self._begin(key_id, self._limits[key_id])
-                self._hurry.set()
+        # In use at other workers, which hold all of it.
+        learnt = [
+            self._begin(key_id, self._limits[key_id])
+            for key_id in settlement.active
+            if key_id in self._limits and key_id not in self._quotas
+        ]
+        for quota in learnt:
+            quota.empty()
+        return bool(learnt)
 
     def _turn(self, period: str) -> None:
         if period != self._period:

@@ -60,11 +60,13 @@ class Running:
 
 
 @asynccontextmanager
-async def running(folder: Path, engine: StubEngine, workers: int) -> AsyncIterator[Running]:
+async def running(
+    folder: Path, engine: StubEngine, workers: int, store: str = NO_STORE
+) -> AsyncIterator[Running]:
     write_file(folder / FILE_NAME, catalog(engine.url))
     config, port = folder / "sluice.toml", free_port()
     config.write_text(
-        f'data_dir = "{folder}"\n[store]\nurl = "{NO_STORE}"\n'
+        f'data_dir = "{folder}"\n[store]\nurl = "{store}"\n'
         f"[gateway]\nport = {port}\nworkers = {workers}\n"
         f'[[engines]]\nname = "main"\nbase = "base"\nurls = ["{engine.url}"]\n'
     )

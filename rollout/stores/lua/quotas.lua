@@ -21,7 +21,11 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local live = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf')
 local known = false
 for _, worker in ipairs(live) do known = known or worker == me end
-if not known then live[#live + 1] = me end
+if not known then
+  -- It has not said yet that it lives, and must be counted before it admits anything.
+  live[#live + 1] = me
+  redis.call('ZADD', KEYS[1], now + patience, me)
+end
 local workers = #live
 
 -- The entries of a limit by worker; those of the silent are left out and removed.
