@@ -5,7 +5,7 @@ from random import getrandbits
 from time import perf_counter
 
 from gateway import wire
-from gateway.balance import pick
+from gateway.balance import nearest, pick, prompt_prefix, taking_part, weight
 from gateway.call import Call
 from gateway.errors import NotResidentError, OverloadedError, PromptPlaceError, UpstreamError
 from gateway.health import Fleet, Outcome, Replica
@@ -55,6 +55,7 @@ class Attempts:
         self, settings: GatewaySettings, fleet: Fleet, pool: UpstreamPool, metrics: Metrics
     ) -> None:
         self._largest = settings.maximum_answer_bytes
+        self._balance = settings.balance
         self._fleet = fleet
         self._pool = pool
         self._metrics = metrics
@@ -94,7 +95,7 @@ class Attempts:
     async def _ask_version(self, call: Call, served: Served) -> Attempt:
         tried: list[Replica] = []
         while True:
-            replica = self._replica(served, tried)
+            replica = self._replica(call, served, tried)
             try:
                 return await self._attempt(call, served, replica)
             except NotResidentError:
@@ -109,14 +110,26 @@ class Attempts:
                         return error.attempt
                     raise
 
-    def _replica(self, served: Served, tried: Sequence[Replica]) -> Replica:
+    def _replica(self, call: Call, served: Served, tried: Sequence[Replica]) -> Replica:
         found = self._fleet.available(served.urls, tried, perf_counter())
         if found:
-            return pick(found, getrandbits(32))
+            return self._choose(call, served, found)
         name = served.version.name
         if not served.urls:
             raise NotResidentError(f"no engine serves {name} yet: try again in a moment")
         raise EngineUnavailableError(f"no replica that serves {name} answers: try again")
+
+    def _choose(self, call: Call, served: Served, found: Sequence[Replica]) -> Replica:
+        balance = self._balance
+        if any(replica.back_since is not None for replica in found):
+            now, seconds = perf_counter(), balance.slow_start_seconds
+            weights = [weight(replica.back_since, now, seconds) for replica in found]
+            found = taking_part(found, weights, getrandbits(32) / 2**32)
+        if balance.affinity:
+            prefix = prompt_prefix(call.request.body, balance.affinity_characters)
+            # Each adapter has a cache of its own, even for the same words.
+            return nearest(found, served.name + prefix, balance.affinity_load)
+        return pick(found, getrandbits(32))
 
     def _has_room(self, served: Served) -> bool:
         return self._fleet.has_room(served.urls, perf_counter())

@@ -41,6 +41,21 @@ class HealthSection(Section):
     maximum_open_seconds: float = Field(30.0, gt=0)
 
 
+class BalanceSection(Section):
+    """How requests are shared out among the replicas that serve a version.
+
+    slow_start_seconds: a replica that came back takes a part that rises to its whole within these.
+    affinity: send prompts that begin alike to the same replica, for its prefix cache.
+    affinity_characters: how much of a prompt's beginning is looked at.
+    affinity_load: a replica with more under way than this times the mean is passed over.
+    """
+
+    slow_start_seconds: float = Field(10.0, ge=0)
+    affinity: bool = False
+    affinity_characters: int = Field(256, ge=1)
+    affinity_load: float = Field(1.25, ge=1)
+
+
 class RedactionSection(Section):
     """What is taken out of exchanges and feedback before they are stored.
 
@@ -134,6 +149,7 @@ class GatewaySettings(Section):
     controller_url: str | None = None
     upstream: UpstreamSection = UpstreamSection()
     health: HealthSection = HealthSection()
+    balance: BalanceSection = BalanceSection()
     admission: AdmissionSection = AdmissionSection()
     capture: CaptureSection = CaptureSection()
     feedback: FeedbackSection = FeedbackSection()

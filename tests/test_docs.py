@@ -18,6 +18,7 @@ from gateway import app as data_plane
 from gateway import errors as gateway_errors
 from gateway.settings import (
     AdmissionSection,
+    BalanceSection,
     CaptureSection,
     GatewaySettings,
     HealthSection,
@@ -60,6 +61,7 @@ SECTIONS: dict[str, type] = {
     "[gateway]": GatewaySettings,
     "[gateway.upstream]": UpstreamSection,
     "[gateway.health]": HealthSection,
+    "[gateway.balance]": BalanceSection,
     "[gateway.capture]": CaptureSection,
     "[gateway.admission]": AdmissionSection,
     "[gateway.capture.redaction]": RedactionSection,

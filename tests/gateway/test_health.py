@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.balance import pick
-from gateway.health import Breaker, Fleet, check
+from gateway.health import Breaker, Fleet, Replica, check
 from gateway.limits import RetryBudget
 from gateway.settings import HealthSection, UpstreamSection
 from gateway.upstream import UpstreamPool
@@ -72,6 +72,17 @@ def test_requests_that_were_under_way_do_not_push_it_out() -> None:
     assert breaker.admits(1.0)
 
 
+def test_a_replica_whose_breaker_closes_has_come_back() -> None:
+    replica = Replica("http://one", Engine("main", ("http://one",), "base"), SETTINGS)
+    for _ in range(SETTINGS.failures):
+        replica.begin()
+        replica.end("failed", 0.0)
+    assert replica.back_since is None
+    replica.begin()
+    replica.end("answered", 2.0)
+    assert replica.back_since == 2.0
+
+
 class _Replica:
     def __init__(self, inflight: int) -> None:
         self.inflight = inflight
@@ -122,6 +133,8 @@ async def test_a_check_takes_a_dead_replica_out_and_back(pool: UpstreamPool) -> 
         engine.healthy = True
         await check(replica, pool, SETTINGS)
         assert fleet.available([engine.url], [], 0.0) == [replica]
+        # From here on it gets a rising part.
+        assert replica.back_since is not None
         await engine.stop()
         await check(replica, pool, SETTINGS)
         assert not replica.healthy

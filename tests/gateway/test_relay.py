@@ -361,3 +361,21 @@ async def opened(
         pool.request(gateway.url, b"POST", CHAT.encode(), headers, body) as response,
     ):
         yield response.read
+
+
+async def test_prompts_that_begin_alike_go_to_one_replica(
+    engine: StubEngine, tmp_path: Path
+) -> None:
+    async with StubEngine(base="base", any_model=True) as other:
+        urls = (engine.url, other.url)
+        config = settings(tmp_path, *urls, balance={"affinity": True, "affinity_characters": 60})
+        async with serving(config, catalog(*urls)) as running:
+            for number in range(32):
+                text = f"Topic {number % 8}. " + "You know all of it. " * 5 + f"Question {number}?"
+                await running.send(body={"model": "r", "messages": [{"content": text}]})
+        topics = [
+            [received.json()["messages"][0]["content"][:8] for received in one.inference_requests]
+            for one in (engine, other)
+        ]
+        assert sum(map(len, topics)) == 32
+        assert not set(topics[0]) & set(topics[1])
