@@ -10,6 +10,7 @@ from gateway.call import Call, HeaderList
 from gateway.capture import Captures, Seen
 from gateway.errors import UpstreamError
 from gateway.evidence import Evidence, Tally, TrialArm
+from gateway.feedback import Receipts
 from gateway.metrics import Bound, Metrics
 from gateway.quota import Ticket
 from gateway.routing import Served, wants_capture
@@ -23,10 +24,13 @@ CLIENT_GONE: Final = 499
 class Accounts:
     """Counts by assigned arm and served version. Nothing here waits for anything."""
 
-    def __init__(self, metrics: Metrics, evidence: Evidence, captures: Captures) -> None:
+    def __init__(
+        self, metrics: Metrics, evidence: Evidence, captures: Captures, receipts: Receipts
+    ) -> None:
         self._metrics = metrics
         self._evidence = evidence
         self._captures = captures
+        self._receipts = receipts
         self._labelled: dict[tuple[str, str], tuple[Bound, HeaderList]] = {}
 
     def open(self, call: Call) -> None:
@@ -80,6 +84,8 @@ class Accounts:
             bound.completion_tokens.inc(usage.completion)
         if call.ticket is not None:
             _settle(call, call.ticket, attempt, code, usage)
+        version = attempt.served.version
+        self._receipts.note(call.key, call.id, version, choice.arm, call.trial, call.tally)
         if call.tally is not None:
             self._count(call, call.tally, total, first if attempt.reader else None, code >= 500)
 

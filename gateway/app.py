@@ -19,23 +19,26 @@ from gateway.attempts import Attempts
 from gateway.auth import Authenticator
 from gateway.call import Receive, Scope, Send
 from gateway.capture import Captures
+from gateway.control import ControllerDoor, controller_url, is_controllers
 from gateway.errors import (
     EndpointNotFoundError,
     MethodNotAllowedError,
-    NotImplementedYetError,
     NotReadyError,
+    OverloadedError,
 )
 from gateway.evidence import Evidence
+from gateway.feedback import FeedbackDesk, Receipts, read_body
 from gateway.health import Fleet
 from gateway.limits import Admission
 from gateway.metrics import Metrics
+from gateway.redaction import Redactor
 from gateway.relay import Relay, find_lane, send_error
 from gateway.routing import View
 from gateway.settings import GatewaySettings
 from gateway.shares import Shares
 from gateway.snapshot import FILE_NAME, Options, Snapshot
 from gateway.upstream import UpstreamPool
-from gateway.wire import INFERENCE_PATHS
+from gateway.wire import INFERENCE_PATHS, passes
 from rollout.credentials import ApiKey
 from rollout.errors import SluiceError
 from rollout.settings import Settings, bootstrap_key, check_section
@@ -57,6 +60,8 @@ class _Parts:
     snapshot: Snapshot
     metrics: Metrics
     authenticator: Authenticator
+    feedback: FeedbackDesk
+    controller: ControllerDoor
 
 
 class Gateway:
@@ -106,7 +111,7 @@ class Gateway:
             await parts.relay(scope, receive, send)
             return
         try:
-            await self._answer(parts, scope, send)
+            await self._answer(parts, scope, receive, send)
         except SluiceError as error:
             await send_error(send, error, uuid4().hex, close=self.draining)
 
@@ -130,6 +135,14 @@ class Gateway:
         own, engines = self._own, self._settings.engine_list()
         metrics, evidence = Metrics(), self.evidence
         captures = Captures(own.capture, metrics)
+        receipts = Receipts(own.feedback.maximum_known)
+        feedback = FeedbackDesk(
+            own.feedback,
+            receipts,
+            Redactor(**dict(own.capture.redaction)),
+            metrics,
+            self._incarnation,
+        )
         fleet = Fleet.of(engines, own.health)
         shares = Shares(self._incarnation, own.workers, metrics)
 
@@ -145,7 +158,11 @@ class Gateway:
             on_change=changed,
             on_store=lambda up: metrics.store_up.set(1 if up else 0),
         )
-        async with open_stores(self._store_url) as stores, UpstreamPool(own.upstream) as pool:
+        async with (
+            open_stores(self._store_url) as stores,
+            UpstreamPool(own.upstream) as pool,
+            ControllerDoor(controller_url(own, self._settings.controller), own) as controller,
+        ):
             await snapshot.start(stores)
             await shares.start(stores.quotas)
             authenticator = Authenticator(bootstrap_key())
@@ -155,7 +172,7 @@ class Gateway:
                 authenticator=authenticator,
                 admission=self._admission,
                 attempts=Attempts(own, fleet, pool, metrics),
-                accounts=Accounts(metrics, evidence, captures),
+                accounts=Accounts(metrics, evidence, captures, receipts),
                 shares=shares,
                 incarnation=self._incarnation,
             )
@@ -164,6 +181,7 @@ class Gateway:
                     tasks.create_task(snapshot.run(stores)),
                     tasks.create_task(evidence.report(stores.evidence)),
                     tasks.create_task(captures.run(stores.captures)),
+                    tasks.create_task(feedback.run(stores)),
                     tasks.create_task(shares.run(stores.quotas)),
                     tasks.create_task(
                         health.watch(fleet, pool, own.health, own.admission.maximum_waiting)
@@ -171,10 +189,10 @@ class Gateway:
                     tasks.create_task(metrics.watch_lag()),
                     tasks.create_task(self._observe(metrics, fleet)),
                 ]
-                yield _Parts(relay, snapshot, metrics, authenticator)
+                yield _Parts(relay, snapshot, metrics, authenticator, feedback, controller)
                 for task in background:
                     task.cancel()
-            await self._say_goodbye(stores, snapshot, evidence, captures, shares)
+            await self._say_goodbye(stores, snapshot, evidence, captures, shares, feedback)
 
     async def _say_goodbye(
         self,
@@ -183,6 +201,7 @@ class Gateway:
         evidence: Evidence,
         captures: Captures,
         shares: Shares,
+        feedback: FeedbackDesk,
     ) -> None:
         """Write what was counted since the last report; a store that is gone must not hold us."""
         try:
@@ -190,6 +209,7 @@ class Gateway:
                 await evidence.flush(stores.evidence)
                 await captures.flush(stores.captures)
                 await shares.settle(stores.quotas)
+                await feedback.flush(stores.feedback)
                 await snapshot.leave(stores)
         except (SluiceError, TimeoutError) as error:
             _log.warning("the last counts could not be written: %s", error)
@@ -213,10 +233,16 @@ class Gateway:
                 metrics.replica_up(replica.engine.name, url, up=up)
             await asyncio.sleep(_OBSERVE_SECONDS)
 
-    async def _answer(self, parts: _Parts, scope: Scope, send: Send) -> None:
+    async def _answer(self, parts: _Parts, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
+        if is_controllers(path):
+            await self._hand_on(parts.controller, scope, receive, send)
+            return
         known_models = path.startswith("/v1/models/")
         if path not in _READ_PATHS and path not in _WRITE_PATHS and not known_models:
+            if method == "POST" and passes(path):
+                await parts.relay(scope, receive, send)
+                return
             raise EndpointNotFoundError(f"there is no {path} here: docs/api.md lists what there is")
         if method != ("POST" if path in _WRITE_PATHS else "GET"):
             raise MethodNotAllowedError(f"{path} does not take {method}")
@@ -231,9 +257,30 @@ class Gateway:
             case "/v1/models":
                 await self._models(parts, scope, send)
             case "/v1/feedback":
-                raise NotImplementedYetError("this version does not take feedback yet")
+                await self._feedback(parts, scope, receive, send)
             case _:
                 await self._model(parts, scope, send, path.removeprefix("/v1/models/"))
+
+    async def _hand_on(
+        self, controller: ControllerDoor, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        self._admission.inflight += 1
+        try:
+            if self._admission.full:
+                raise OverloadedError("the gateway has as many requests as it can hold: try again")
+            await controller(scope, receive, send)
+        finally:
+            self._admission.inflight -= 1
+
+    async def _feedback(self, parts: _Parts, scope: Scope, receive: Receive, send: Send) -> None:
+        key = self._key(parts, scope)
+        limits = self._own
+        body = await read_body(
+            receive, scope["headers"], limits.feedback.maximum_bytes, limits.body_seconds
+        )
+        first = parts.feedback.take(key, body)
+        status = {"object": "feedback", "status": "accepted" if first else "repeated"}
+        await _send_json(send, 202 if first else 200, status)
 
     async def _ready(self, parts: _Parts, send: Send) -> None:
         if self.draining:

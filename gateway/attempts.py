@@ -184,7 +184,9 @@ class Attempts:
         headers = call.engine_headers
         if (key := self._engine_keys.get(replica.engine.name)) is not None:
             headers = [*headers, key]
-        target = path.encode() if not call.query else path.encode() + b"?" + call.query
+        target = wire.engine_path(path).encode()
+        if call.query:
+            target += b"?" + call.query
         return self._pool.request(replica.url, b"POST", target, headers, body)
 
     async def _first_events(self, call: Call, attempt: Attempt) -> None:

@@ -25,7 +25,7 @@ class Call:
 
     __slots__ = (
         "authorization", "capture", "captured", "captured_bytes", "choice", "counted",
-        "engine_headers", "fell_back", "first_byte_at", "id", "lane", "limited", "no_capture",
+        "engine_headers", "fell_back", "first_byte_at", "id", "key", "lane", "limited", "no_capture",
         "path", "pieces", "query", "request", "sent_at", "session", "started", "tally", "ticket",
         "trial", "unit",
     )  # fmt: skip
@@ -39,6 +39,7 @@ class Call:
         self.query = query
         self.started = started
         self.id = ""
+        self.key = ""
         self.authorization: bytes | None = None
         self.session: str | None = None
         self.limited: ApiKey | None = None

@@ -69,12 +69,6 @@ class MethodNotAllowedError(InvalidInputError):
     code = "method_not_allowed"
 
 
-class NotImplementedYetError(SluiceError):
-    status = 501
-    type = "invalid_request_error"
-    code = "not_implemented"
-
-
 class RateLimitedError(SluiceError):
     """The key has asked for more than it may; `retry_after` is in seconds. As OpenAI says it."""
 

@@ -14,6 +14,7 @@ from gateway.attempts import Attempt, Attempts
 from gateway.auth import Authenticator
 from gateway.call import Call, HeaderList, Receive, Scope, Send
 from gateway.errors import (
+    EndpointNotFoundError,
     HeadTooLargeError,
     ModelNotFoundError,
     NotReadyError,
@@ -146,8 +147,12 @@ class Relay:
         body = await self._read_body(receive, headers)
         if body is None:
             return
-        call.request = wire.read_request(body)
-        call.lane = find_lane(view, key, call.request.model)
+        call.key = key.id
+        if call.path in wire.INFERENCE_PATHS:
+            call.request = wire.read_request(body)
+            call.lane = find_lane(view, key, call.request.model)
+        else:
+            call.request, call.lane = _pinned(view, key, call, body)
         call.unit = self._unit(call, key)
         call.choice = choose(call.lane, call.unit)
         # Before anything is counted: what is refused here is nobody's fault.
@@ -194,7 +199,7 @@ class Relay:
         body: bytes = message["body"]
         if message["more_body"]:
             declared = next((int(v) for n, v in headers if n == b"content-length"), 0)
-            if declared > maximum:
+            if max(declared, len(body)) > maximum:
                 raise _too_large(maximum)
             return await self._read_rest(receive, body)
         if len(body) > maximum:
@@ -239,6 +244,8 @@ class Relay:
             self._accounts.unanswered(call, error)
             raise
         try:
+            if call.path not in wire.INFERENCE_PATHS and _is_unknown(attempt):
+                raise EndpointNotFoundError(f"the engine has no {call.path}")
             if attempt.reader is not None:
                 await self._stream(call, attempt, attempt.reader, send)
             elif attempt.whole:
@@ -331,6 +338,30 @@ class Relay:
         return unit_of(key.id, call.session or call.request.sticky or call.id)
 
 
+def _pinned(view: View, key: ApiKey, call: Call, body: bytes) -> tuple[wire.Request, Lane]:
+    """What is asked at a path that only the engine knows. Raises EndpointNotFoundError where no
+    pinned version is: which path an engine has depends on what it serves."""
+    kind = next((v for n, v in call.engine_headers if n == b"content-type"), b"")
+    try:
+        if kind.lower().startswith(b"multipart/"):
+            request = wire.read_form(kind, body)
+        else:
+            request = wire.read_request(body)
+    except InvalidInputError as exc:
+        raise _no_path(call.path, exc.message) from exc
+    lane = find_lane(view, key, request.model)
+    if not lane.pinned:
+        raise _no_path(call.path, f"{lane.route.name} is a route")
+    return request, lane
+
+
+def _no_path(path: str, why: str) -> EndpointNotFoundError:
+    return EndpointNotFoundError(
+        f"{path} is none of the gateway's own paths: it is passed on to the engine where `model` "
+        f"is a pinned version, as NAME@1 ({why})"
+    )
+
+
 def find_lane(view: View, key: ApiKey, model: str) -> Lane:
     """What a client asked for. Raises ModelNotFoundError or PermissionDeniedError."""
     lane = view.lanes.get(model)
@@ -374,6 +405,11 @@ async def send_error(
         headers.append(_CLOSE)
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _is_unknown(attempt: Attempt) -> bool:
+    """Whether the engine's 404 is about the path: its framework's, and not in OpenAI's shape."""
+    return attempt.response.status == 404 and b'"error"' not in attempt.first
 
 
 def _without(headers: HeaderList, connection: bytes) -> HeaderList:

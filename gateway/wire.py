@@ -19,6 +19,20 @@ INFERENCE_PATHS: Final = frozenset({CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES})
 # The only ones that know `stream_options`; a stream of /v1/responses ends with its usage anyway.
 USAGE_ON_REQUEST: Final = frozenset({CHAT, COMPLETIONS})
 
+# Elsewhere nothing is sampled, and an engine may refuse what it has no use for.
+_SAMPLING: Final = frozenset({CHAT, COMPLETIONS, RESPONSES})
+# Paths that an engine has at its root; OpenAI's clients put /v1 before everything.
+_AT_ROOT: Final = frozenset({"/v1/tokenize", "/v1/detokenize", "/v1/pooling", "/v1/classify"})
+# No segment begins with a dot, so no path leads out of /v1; whatever changes an engine is left out.
+_PASSED: Final = re.compile(r"(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+")
+_NEVER_PASSED: Final = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+
+_BOUNDARY: Final = re.compile(rb'(?i)multipart/form-data;.*?boundary="?([^\s";]{1,70})')
+# Only the plainest way to name a part, so that the engine can't read another name than we do.
+_PART_HEAD: Final = re.compile(
+    rb'\r\n(?i:content-disposition): form-data; name="([^"\\\r\n]*)"'
+    rb"(?:; filename\*?=[^;\\\r\n]*)*(?:\r\n(?i:content-(?:type|length)):[^\r\n]*)*\r\n\r\n"
+)
 _ASK_USAGE: Final = b'"stream_options":{"include_usage":true}'
 _SPACE: Final = rb"[ \t\r\n]*"
 _STRING: Final = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
@@ -57,8 +71,8 @@ class _Caps(msgspec.Struct):
 class Request:
     """A client's body with what routing needs of it.
 
-    `span` is where the value of `model` stands in `body`, quotes included. `sticky` is what the
-    client named as its own identity, if anything.
+    `span` is where the value of `model` stands in `body`, quotes included; in a form there are
+    none. `sticky` is what the client named as its own identity, if anything.
     """
 
     body: bytes
@@ -67,6 +81,7 @@ class Request:
     stream: bool
     wants_usage: bool
     sticky: str | None
+    form: bool = False
 
 
 class Usage(msgspec.Struct):
@@ -124,6 +139,8 @@ def render(request: Request, version: Version, path: str, *, ask_usage: bool = F
     """
     ask = ask_usage and request.stream and not request.wants_usage and path in USAGE_ON_REQUEST
     if version.rewrites_body:
+        if request.form:
+            raise InvalidInputError(f"{version.name} carries a prompt or sampling, not for forms")
         return _rewrite(request, version, path, ask_usage=ask)
     return splice(request, msgspec.json.encode(version.served_name), ask_usage=ask)
 
@@ -135,6 +152,8 @@ def splice(request: Request, served: bytes, *, ask_usage: bool = False) -> bytes
     """
     body = request.body
     start, end = request.span
+    if request.form:
+        return b"".join((body[:start], _string.decode(served).encode(), body[end:]))
     if not ask_usage:
         return b"".join((body[:start], served, body[end:]))
     if b"stream_options" not in body and not _ESCAPED.search(body):
@@ -148,6 +167,45 @@ def splice(request: Request, served: bytes, *, ask_usage: bool = False) -> bytes
     else:
         edits.append((span, _with_usage(body[slice(*span)])))
     return _apply(body, edits)
+
+
+def read_form(content_type: bytes, body: bytes) -> Request:
+    """The same for a form, as clients send audio. Raises InvalidInputError."""
+    boundary = _BOUNDARY.match(content_type)
+    if boundary is None:
+        raise InvalidInputError("the body is neither JSON nor a form")
+    delimiter = b"\r\n--" + boundary[1]
+    spans: list[Span] = []
+    position = 0 if body.startswith(delimiter[2:]) else -1
+    while position >= 0:
+        begin = position + len(delimiter) - 2
+        if body[begin : begin + 2] == b"--":
+            break
+        end = body.find(delimiter, begin)
+        head = _PART_HEAD.match(body, begin)
+        if end < 0 or head is None or head.end() > end:
+            raise InvalidInputError("the form has a part that cannot be read")
+        if head[1] == b"model":
+            spans.append((head.end(), end))
+        position = end + 2
+    if len(spans) != 1:
+        raise InvalidInputError("the form needs one field `model`", param="model")
+    model = body[slice(*spans[0])].decode("utf-8", "replace")
+    return Request(body, model, spans[0], stream=False, wants_usage=False, sticky=None, form=True)
+
+
+def passes(path: str) -> bool:
+    """Whether a path that is none of ours is passed on to the engine, for a pinned version."""
+    return (
+        path.startswith("/v1/")
+        and _PASSED.fullmatch(path) is not None
+        and path not in _NEVER_PASSED
+    )
+
+
+def engine_path(path: str) -> str:
+    """Where an engine has what a client asked for at `path`."""
+    return path.removeprefix("/v1") if path in _AT_ROOT else path
 
 
 def read_usage(body: bytes) -> Usage | None:
@@ -265,7 +323,7 @@ def _rewrite(request: Request, version: Version, path: str, *, ask_usage: bool) 
         # Numbers that no float can hold; they pass only where the body is not encoded anew.
         raise InvalidInputError(f"{version.name} cannot read the body: {exc}") from exc
     body["model"] = version.served_name
-    if path != EMBEDDINGS:
+    if path in _SAMPLING:
         for name, value in version.sampling.items():
             body.setdefault(name, value)
     if version.prompt is not None:

@@ -20,6 +20,7 @@ from gateway.settings import (
     AdmissionSection,
     BalanceSection,
     CaptureSection,
+    FeedbackSection,
     GatewaySettings,
     HealthSection,
     RedactionSection,
@@ -64,6 +65,7 @@ SECTIONS: dict[str, type] = {
     "[gateway.balance]": BalanceSection,
     "[gateway.capture]": CaptureSection,
     "[gateway.admission]": AdmissionSection,
+    "[gateway.feedback]": FeedbackSection,
     "[gateway.capture.redaction]": RedactionSection,
     "[controller]": ControllerSection,
     "[shadow]": ShadowSettings,
@@ -138,6 +140,8 @@ def test_the_api_page_lists_the_paths_of_the_data_plane() -> None:
     written = {cells[0].strip("`") for cells in table_under("Data plane", page("api"))}
     there = {f"GET {path}" for path in data_plane._READ_PATHS}
     there |= {f"POST {path}" for path in data_plane._WRITE_PATHS}
+    # What begins like this goes on to the controller, or to an engine.
+    there |= {"/v1/files…`, `/v1/fine_tuning/…", "POST /v1/…"}
 
     assert written == there | {"GET /v1/models/{id}"}
 

@@ -50,6 +50,11 @@ async def _invalid(_: Request, exc: Exception) -> JSONResponse:
 async def _http_error(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, HTTPException)  # noqa: S101  # registered for nothing else
     path = request.url.path
+    if exc.status_code == HTTPStatus.NOT_FOUND and path.startswith("/v1/"):
+        return _response(
+            404, f"{path} comes with a later release: docs/api.md lists what there is",
+            "invalid_request_error", "not_found",
+        )  # fmt: skip
     if exc.status_code == HTTPStatus.NOT_FOUND:
         return _response(
             404, f"there is nothing at {path}: /docs lists what there is",
