@@ -3,11 +3,11 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.gateway.raw import connected
 from tests.gateway.serving import (
     MESSAGES,
     SECRET,
@@ -37,40 +37,6 @@ async def gateway(engine: StubEngine, tmp_path: Path) -> AsyncIterator[RunningGa
     config = settings(tmp_path, engine.url, maximum_body_bytes=1_000_000)
     async with serving(config, catalog(engine.url)) as running:
         yield running
-
-
-class Wire:
-    """A client's end of a connection."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    def send(self, data: bytes) -> None:
-        self._writer.write(data)
-
-    async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        async with asyncio.timeout(10):
-            head = (await self._reader.readuntil(b"\r\n\r\n")).decode()
-            first, *lines = head.strip().split("\r\n")
-            headers = dict(line.split(": ", 1) for line in lines)
-            status = int(first.split()[1])
-            body = await self._reader.readexactly(int(headers.get("content-length", "0")))
-            return status, headers, body
-
-    async def rest(self) -> bytes:
-        async with asyncio.timeout(10):
-            return await self._reader.read()
-
-
-@asynccontextmanager
-async def connected(gateway: RunningGateway) -> AsyncIterator[Wire]:
-    host, _, port = gateway.url.removeprefix("http://").partition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    try:
-        yield Wire(reader, writer)
-    finally:
-        writer.close()
 
 
 async def test_requests_in_a_row_use_one_connection(gateway: RunningGateway) -> None:
@@ -145,9 +111,7 @@ async def test_an_older_client_is_closed_after_its_stream(gateway: RunningGatewa
 async def test_a_head_has_no_body(gateway: RunningGateway) -> None:
     async with connected(gateway) as wire:
         wire.send(b"HEAD /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n")
-        async with asyncio.timeout(10):
-            head = await wire._reader.readuntil(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 405")
+        assert (await wire.head()).startswith(b"HTTP/1.1 405")
         assert (await wire.answer())[0] == 200
 
 
