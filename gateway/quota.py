@@ -45,8 +45,8 @@ class Bucket:
     """
 
     __slots__ = (
-        "_demand", "_granted", "_heard_at", "_refilled_at", "acknowledged", "elsewhere", "maximum",
-        "share", "spent",
+        "_demand", "_granted", "_heard_at", "_refilled", "_refilled_at", "acknowledged",
+        "elsewhere", "maximum", "share", "spent",
     )  # fmt: skip
 
     def __init__(self, maximum: int, workers: int, now: float) -> None:
@@ -57,6 +57,7 @@ class Bucket:
         self.spent = 0.0
         self.acknowledged = 0.0
         self._granted = self.share
+        self._refilled = 0.0
         self._demand = 0.0
         self._heard_at = self._refilled_at = now
 
@@ -94,11 +95,14 @@ class Bucket:
         self._refill(now)
         demand = self._demand
         self._demand = demand / 2 if demand / 2 >= _FAINT else 0.0
-        return LimitReport(limit, self.maximum, self.spent, self.acknowledged, demand)
+        return LimitReport(
+            limit, self.maximum, self.spent, self.acknowledged, demand, self._refilled
+        )
 
     def take(self, grant: Grant, reported: LimitReport, now: float) -> None:
         self._granted = reported.spent + grant.credit
         self.acknowledged = reported.spent
+        self._refilled -= reported.refilled
         self.share = grant.share
         self.elsewhere = grant.elsewhere
         self._heard_at = now
@@ -118,8 +122,9 @@ class Bucket:
         self._refilled_at = now
         missing = self.share - self.credit
         if missing > 0:
-            # Taken off what was spent, for the ledger has refilled meanwhile as well.
-            self.spent -= min(missing, self.share * (now - since) / _MINUTE)
+            refill = min(missing, self.share * (now - since) / _MINUTE)
+            self.spent -= refill
+            self._refilled += refill
 
 
 class Slots:

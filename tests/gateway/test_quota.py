@@ -95,7 +95,8 @@ def test_it_refills_by_itself_only_after_the_ledger_was_silent() -> None:
     assert bucket.wait(1, PATIENCE_SECONDS) > 0
     assert bucket.wait(1, PATIENCE_SECONDS + 1) == 0
     # What it gave itself is nobody's debt.
-    assert bucket.report("requests", PATIENCE_SECONDS + 1).spent == 59
+    report = bucket.report("requests", PATIENCE_SECONDS + 1)
+    assert (report.spent, report.refilled) == (59, 1)
 
 
 @given(st.integers(0, 10_000), st.integers(0, 10_000), st.integers(0, 10_000))

@@ -31,9 +31,12 @@ class Worker:
         self.spent = 0.0
         self.acknowledged = 0.0
         self.credit = 0.0
+        self.refilled = 0.0
 
     async def settle(self, demand: float = 0.0) -> Grant:
-        report = LimitReport(self.limit, self.maximum, self.spent, self.acknowledged, demand)
+        report = LimitReport(
+            self.limit, self.maximum, self.spent, self.acknowledged, demand, self.refilled
+        )
         found = await self.stores.quotas.settle(self.name, MONTH, [KeyReport("k", 0, (report,))])
         grant = found.grants["k"].limits[self.limit]
         self.acknowledged, self.credit = self.spent, grant.credit
@@ -87,6 +90,21 @@ async def test_a_report_that_is_sent_twice_spends_once(stores: Stores) -> None:
     a.acknowledged = 0
     again = await a.settle(demand=1)
     assert (first.credit, again.credit) == (40, 40)
+
+
+async def test_what_a_worker_gave_itself_is_taken_off_and_makes_no_debt(stores: Stores) -> None:
+    await alive(stores, "a", "b")
+    a, b = Worker(stores, "a", 60), Worker(stores, "b", 60)
+    await a.settle(demand=10)
+    await b.settle()
+    await a.settle(demand=10)
+    # The other let go of 27, of which the first has just taken nearly all.
+    a.refilled = 1_000
+    await a.spend_all()
+    a.refilled = 0
+    assert await a.spend_all() <= 1
+    await b.settle(demand=10)
+    assert b.credit >= 3
 
 
 async def test_a_worker_that_went_silent_loses_its_share_and_mints_no_credit(

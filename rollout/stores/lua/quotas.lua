@@ -80,7 +80,11 @@ local function settle(key, fields, report)
     mine.credit = math.max(report.spent, math.min(hold, maximum - held))
   else
     local all = held + math.max(mine.credit, 0)
-    level = math.min(maximum - all, level + maximum * (now - at) / 60000)
+    level = level + maximum * (now - at) / 60000
+    -- What a worker gave itself meanwhile is a part of that. It never makes a debt: of a long time
+    -- without the ledger, only the last minute is still in the level.
+    level = math.max(math.min(level, 0), level - report.refilled)
+    level = math.min(maximum - all, level)
     mine.credit = mine.credit - (report.spent - (mine.spent or report.acknowledged))
     if mine.credit < 0 then
       -- What was spent without credit is everyone's debt.
