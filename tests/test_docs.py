@@ -123,10 +123,10 @@ def test_the_complete_example_of_the_configuration_is_accepted(tmp_path: Path) -
 
 
 @pytest.mark.anyio
-async def test_the_api_page_lists_the_routes_of_the_control_plane() -> None:
+async def test_the_api_page_lists_the_routes_of_the_control_plane(tmp_path: Path) -> None:
     # Nothing is asked of it, so it need not be there.
     async with open_stores("redis://127.0.0.1:1/0") as stores:
-        described = create_app(stores, Settings()).openapi()["paths"]
+        described = create_app(stores, Settings(data_dir=tmp_path)).openapi()["paths"]
     there = {
         f"{method.upper()} {path}" for path, methods in described.items() for method in methods
     }
