@@ -33,6 +33,7 @@ from prometheus_client import CollectorRegistry
 from rollout.api.app import create_app
 from rollout.catalog import Catalog
 from rollout.credentials import ApiKey, digest_secret
+from rollout.discovery import RESOLVE_SECONDS, Discovery
 from rollout.engines import Residency
 from rollout.errors import (
     ConfigError,
@@ -74,6 +75,7 @@ class Controller:
         *,
         bootstrap: str | None = None,
         waits: Waits | None = None,
+        discovery: Discovery | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -93,11 +95,11 @@ class Controller:
         self._kept: set[str] = set()
         self._put: dict[str, tuple[Verdict, ...]] = {}
         self._progress: dict[str, tuple[str, RunEvent]] = {}
-        self._replicas = [
-            Replica(client, engine, url, waits, monotonic)
-            for engine in self._engines.values()
-            for url in engine.urls
-        ]
+        self._discovery = discovery or Discovery(settings.engine_list())
+        self._client = client
+        self._waits = waits
+        # Each replica by itself: one that takes a minute to load holds up nobody else.
+        self._keeping: dict[str, asyncio.Task[NoReturn]] = {}
 
     @property
     def leading(self) -> bool:
@@ -113,9 +115,10 @@ class Controller:
                 )
                 tasks.create_task(self._forever("judge", self.tick, tick))
                 tasks.create_task(self._forever("observe", self.observe, _OBSERVE_SECONDS))
-                # Each replica by itself: one that takes a minute to load holds up nobody else.
-                for replica in self._replicas:
-                    tasks.create_task(self._forever("residency", _keeping(self, replica), tick))
+                self._look_after(tasks)
+                tasks.create_task(
+                    self._discovery.follow(RESOLVE_SECONDS, lambda: self._look_after(tasks))
+                )
         finally:
             await self._give_lease_back()
 
@@ -224,18 +227,35 @@ class Controller:
             await self._stores.catalog.put_residency([done.residency])
             unfinished = done.unfinished
 
+    def _look_after(self, tasks: asyncio.TaskGroup) -> None:
+        """Keep every replica there is now, and none that is gone."""
+        found = {url: engine for engine in self._discovery.engines for url in engine.urls}
+        for url in self._keeping.keys() - found.keys():
+            log.info("replica %s is gone", url)
+            self._keeping.pop(url).cancel()
+            self._kept.discard(url)
+        for url in found.keys() - self._keeping.keys():
+            engine = found[url]
+            replica = Replica(self._client, engine, url, self._waits, self._monotonic)
+            step = _keeping(self, replica)
+            self._keeping[url] = tasks.create_task(
+                self._forever("residency", step, self._section.tick_seconds)
+            )
+
     async def _read_catalog(self) -> None:
         if await self._stores.catalog.revision() != self._catalog.revision:
             self._catalog = await self._stores.catalog.load()
         self._wanted = await self._stores.catalog.wanted()
 
     async def _forget_removed_replicas(self) -> None:
-        """A replica that left the configuration must not be waited for."""
-        known = {replica.url for replica in self._replicas}
+        """A replica that left the configuration, or DNS, must not be waited for."""
+        known = {url for engine in self._discovery.engines for url in engine.urls}
         gone = [
             Residency(residency.engine, residency.url, ready=False)
             for residency in self._catalog.residency.values()
-            if residency.url not in known and residency.ready
+            if residency.url not in known
+            and residency.ready
+            and residency.engine not in self._discovery.unresolved
         ]
         await self._stores.catalog.put_residency(gone)
 

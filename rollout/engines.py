@@ -1,12 +1,14 @@
 """An engine: a pool of replicas that speak OpenAI's API and serve one base."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
+
+DNS_SCHEME: Final = "dns+http://"
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """`urls` are the replicas' roots, without `/v1`; `base` is the served name of the base.
+    """`urls` are the replicas' roots, without `/v1`, or names that `discovery` resolves; `base` is the served name of the base.
 
     Only `vllm` loads adapters; `openai` is any OpenAI-compatible server. `max_adapters` is the
     number of adapters that a replica may hold, `max_rank` the largest LoRA rank it accepts.

@@ -7,6 +7,7 @@ its own class, so that a gateway knows nothing of training options.
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from rollout.engines import Engine
+from rollout.engines import DNS_SCHEME, Engine
 from rollout.errors import ConfigError, InvalidInputError
 from rollout.policy import Policy, Slo, policy_problems
 from rollout.routes import Comparator, Route
@@ -24,6 +25,7 @@ S = TypeVar("S", bound="Section")
 M = TypeVar("M", bound=BaseModel)
 
 _PREFIX = "SLUICE_"
+_DNS_URL = re.compile(re.escape(DNS_SCHEME) + r"[A-Za-z0-9._-]+:[0-9]{1,5}(/v1)?/?")
 # Variables of their own; they are no sections of the file.
 _OWN_VARIABLES = frozenset({"SLUICE_CONFIG", "SLUICE_BOOTSTRAP_KEY", "SLUICE_KEY", "SLUICE_URL"})
 
@@ -75,6 +77,14 @@ class EngineSection(Section):
     api_key: str | None = None
     max_adapters: int = 4
     max_rank: int = 16
+
+    @field_validator("urls")
+    @classmethod
+    def _urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            if url.startswith("dns") and not _DNS_URL.fullmatch(url):
+                raise ValueError(f"{url!r}: write a name in DNS as dns+http://NAME:PORT")
+        return urls
 
     def engine(self) -> Engine:
         return Engine(

@@ -15,6 +15,7 @@ from gateway.shadow.pairing import roomiest
 from gateway.shadow.settings import ShadowSettings
 from gateway.upstream import UpstreamPool
 from rollout.catalog import Catalog
+from rollout.discovery import RESOLVE_SECONDS, Discovery
 from rollout.engines import Engine
 from rollout.errors import StoreUnavailableError
 from rollout.exchanges import Answer
@@ -43,7 +44,8 @@ class Fleet:
         self.catalog = Catalog(revision=-1)
         self._view = View()
         self._store = store
-        self._engines = {engine.name: engine for engine in engines}
+        self._discovery = Discovery(engines)
+        self._engines = {engine.name: engine for engine in self._discovery.engines}
         self._pool = pool
         self._settings = settings
         self._waiting: dict[str, float] = {}
@@ -58,7 +60,12 @@ class Fleet:
             self._tell()
 
     async def follow(self) -> None:
-        """Keep the catalog and the lengths of the queues fresh, for ever."""
+        """Keep the replicas, the catalog and the lengths of the queues fresh, for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._discovery.follow(RESOLVE_SECONDS, self._move))
+            tasks.create_task(self._poll())
+
+    async def _poll(self) -> None:
         while True:
             try:
                 await self.refresh()
@@ -104,6 +111,12 @@ class Fleet:
             self._asking[url] -= 1
         seconds = loop.time() - started
         return answer_from_body(version.number, status, data, total_seconds=seconds)
+
+    def _move(self) -> None:
+        """The engines have other replicas than before."""
+        self._engines = {engine.name: engine for engine in self._discovery.engines}
+        self._view = index(self.catalog, self._engines)
+        self._tell()
 
     def _headers(self, version: Version) -> list[tuple[bytes, bytes]]:
         headers = [(b"content-type", b"application/json")]

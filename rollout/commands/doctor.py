@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rollout.commands.session import Session, Subparsers, command, table
+from rollout.discovery import Discovery
 from rollout.engines import Engine
 from rollout.errors import SluiceError, StoreUnavailableError
 from rollout.settings import Settings
@@ -110,8 +111,13 @@ async def _ping(url: str) -> None:
 
 def _engine(engine: Engine) -> Iterator[Finding]:
     headers = {"authorization": f"Bearer {engine.api_key}"} if engine.api_key else {}
-    for url in engine.urls:
-        name = f"engine {engine.name}"
+    name = f"engine {engine.name}"
+    discovery = Discovery([engine])
+    asyncio.run(_refresh(discovery))
+    if discovery.unresolved:
+        urls = ", ".join(engine.urls)
+        yield Finding(name, "bad", f"{urls}: no such name", "run it where the name is known")
+    for url in discovery.engines[0].urls:
         try:
             response = httpx2.get(
                 f"{url}/v1/models", headers=headers, timeout=_TIMEOUT_SECONDS, trust_env=False
@@ -130,6 +136,10 @@ def _engine(engine: Engine) -> Iterator[Finding]:
                 f"{url} serves {', '.join(sorted(served)) or 'nothing'}, not {engine.base!r}",
                 "set base to the name under which it serves its base model",
             )
+
+
+async def _refresh(discovery: Discovery) -> None:
+    await discovery.refresh()
 
 
 def _own_engine(settings: Settings) -> Iterator[Finding]:

