@@ -1,7 +1,7 @@
 """The rollout of a route and every event that can change it. All of the state machine is here."""
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal, assert_never
 
 from rollout.errors import InvalidInputError, RefusedError
@@ -96,6 +96,20 @@ class RolledBack:
 
 # `kind` tells them apart once stored: without it a RolledBack was read back as a Held.
 Event = Proposed | CanarySet | Held | Resumed | Promoted | RolledBack
+
+
+# Whoever rolls back may not have seen that the gate, or a colleague, just did.
+_SECOND_THOUGHT = timedelta(minutes=5)
+
+
+def surely_meant(rollout: Rollout, last: Event | None, now: datetime) -> bool:
+    """Whether a rollback now means what it would do.
+
+    Right after the end of a trial it would take the *stable* version back, which is hardly what
+    two who rolled back the same candidate at the same moment wanted.
+    """
+    ended_just_now = isinstance(last, RolledBack) and now - last.at < _SECOND_THOUGHT
+    return rollout.trial is not None or rollout.previous is None or not ended_just_now
 
 
 def apply(rollout: Rollout, event: Event) -> Rollout:

@@ -5,21 +5,23 @@ import time
 from datetime import UTC, datetime
 
 from rollout.client import Confirmation
+from rollout.control.rollouts import rollback
 from rollout.control.views import Changed
 from rollout.errors import StaleRevisionError
-from rollout.state import RolledBack
 from rollout.stores import Stores, open_stores
 
 _ATTEMPTS = 5
 _POLL_SECONDS = 0.02
 
 
-def roll_back(store_url: str, route: str, *, by: str, reason: str, revision: int | None) -> Changed:
+def roll_back(
+    store_url: str, route: str, *, by: str, reason: str, revision: int | None, force: bool
+) -> Changed:
     """The step that the control API would have committed. Whoever reaches the store may do it."""
 
     async def run() -> Changed:
         async with open_stores(store_url) as stores:
-            return await _commit(stores, route, by, reason, revision)
+            return await _commit(stores, route, by, reason, revision, force)
 
     return asyncio.run(run())
 
@@ -41,7 +43,7 @@ def wait_until_served(store_url: str, catalog_revision: int, seconds: float) -> 
 
 
 async def _commit(
-    stores: Stores, route: str, by: str, reason: str, revision: int | None
+    stores: Stores, route: str, by: str, reason: str, revision: int | None, force: bool
 ) -> Changed:
     for attempt in range(_ATTEMPTS):
         before = await stores.rollouts.get(route)
@@ -50,7 +52,9 @@ async def _commit(
                 f"{route} is at revision {before.revision}, not {revision}", param="revision"
             )
         try:
-            event = RolledBack(at=datetime.now(UTC), by=by, reason=reason)
+            event = await rollback(
+                stores, before, by=by, reason=reason, now=datetime.now(UTC), force=force
+            )
             commit = await stores.rollouts.commit(before, event)
         except StaleRevisionError:
             if revision is not None or attempt + 1 == _ATTEMPTS:

@@ -29,6 +29,14 @@ _HELP: dict[Verb, str] = {
 }
 
 
+_FORCED: dict[Verb, str] = {
+    "propose": "though it lost its evaluation; the history says so",
+    "promote": "without a passing gate; the history says so",
+    "advance": "without a passing gate; the history says so",
+    "rollback": "take the last stable back though a trial was rolled back a moment ago",
+}
+
+
 def add(parsers: Subparsers) -> None:
     below = noun(parsers, "rollout", "look at rollouts and move them")
     status = command(below, "status", _status, "show trials, evidence and verdicts", reads=True)
@@ -43,10 +51,8 @@ def add(parsers: Subparsers) -> None:
             parser.add_argument("percent", type=float)
         parser.add_argument("--reason", help="why, for the history")
         parser.add_argument("--revision", type=int, help="refuse if the rollout is not at this one")
-        if verb in ("propose", "promote", "advance"):
-            parser.add_argument(
-                "--force", action="store_true", help="without a passing gate; the history says so"
-            )
+        if verb in _FORCED:
+            parser.add_argument("--force", action="store_true", help=_FORCED[verb])
         parser.add_argument(
             "--wait",
             type=float,
@@ -86,7 +92,11 @@ def _roll_back(session: Session) -> int:
     wait: Callable[[int, float], Confirmation]
     try:
         changed = session.client.change(
-            options.route, "rollback", reason=session.reason(), revision=options.revision
+            options.route,
+            "rollback",
+            reason=session.reason(),
+            revision=options.revision,
+            force=options.force,
         )
         wait = session.client.wait_until_served
     except UnavailableError as exc:
@@ -101,6 +111,7 @@ def _roll_back(session: Session) -> int:
             by=session.user(),
             reason=session.reason(),
             revision=options.revision,
+            force=options.force,
         )
         wait = partial(direct.wait_until_served, store_url)
     session.say(f"{options.route}: {_where(changed)}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import get_args
 
 from rollout.control.context import Control
@@ -24,7 +25,9 @@ from rollout.state import (
     RolledBack,
     Rollout,
     Trial,
+    surely_meant,
 )
+from rollout.stores import Stores
 from rollout.versions import Version, parse_model
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
@@ -158,8 +161,25 @@ async def _promoted(control: Control, rollout: Rollout, ask: Ask, by: str) -> Pr
     return Promoted(at=control.now(), by=by, reason=reason)
 
 
-async def _rolled_back(control: Control, _: Rollout, ask: Ask, by: str) -> Event:
-    return RolledBack(at=control.now(), by=by, reason=ask.reason)
+async def _rolled_back(control: Control, rollout: Rollout, ask: Ask, by: str) -> Event:
+    return await rollback(
+        control.stores, rollout, by=by, reason=ask.reason, now=control.now(), force=ask.force
+    )
+
+
+async def rollback(
+    stores: Stores, rollout: Rollout, *, by: str, reason: str, now: datetime, force: bool
+) -> RolledBack:
+    """The event, unless it would take the stable version back by accident: RefusedError then."""
+    last = next(iter(await stores.rollouts.history(rollout.route, limit=1)), None)
+    if last is not None and not force and not surely_meant(rollout, last.event, now):
+        raise RefusedError(
+            f"{last.event.by} rolled {rollout.route} back a moment ago ({last.event.reason}); a "
+            f"second rollback would put {rollout.route}@{rollout.previous} in the place of the "
+            f"stable {rollout.route}@{rollout.stable}. Repeat it with force if that is meant",
+            param="force",
+        )
+    return RolledBack(at=now, by=by, reason=reason)
 
 
 _EVENTS: Mapping[Verb, Callable[[Control, Rollout, Ask, str], Awaitable[Event]]] = {

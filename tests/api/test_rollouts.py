@@ -88,6 +88,21 @@ async def test_promoting_without_a_passing_gate_takes_force_and_is_remembered(
     assert "forced" in audited["reason"]
 
 
+async def test_a_second_rollback_takes_stable_back_only_where_it_is_meant(
+    api: httpx2.AsyncClient,
+) -> None:
+    for version in (PROMPTED, ADAPTED):
+        await post(api, "propose", version=version)
+        if version == PROMPTED:
+            assert (await post(api, "promote", force=True)).status_code == 200
+    assert (await post(api, "rollback")).status_code == 200
+    refused = await post(api, "rollback")
+    assert refused.status_code == 409
+    assert "would put triage@1 in the place" in refused.json()["error"]["message"]
+    back = await post(api, "rollback", force=True)
+    assert back.json()["rollout"]["stable"] == 1
+
+
 async def test_proposing_what_lost_its_evaluation_takes_force(
     api: httpx2.AsyncClient, stores: Stores
 ) -> None:

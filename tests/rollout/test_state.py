@@ -23,6 +23,7 @@ from rollout.state import (
     Stage,
     Trial,
     apply,
+    surely_meant,
 )
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -215,3 +216,15 @@ def test_a_trial_can_be_rolled_back_from_anywhere(happened: list[Event]) -> None
         return
     after = apply(rollout, RolledBack(at=NOW, by="ann"))
     assert after == replace(rollout, trial=None, revision=rollout.revision + 1)
+
+
+def test_a_rollback_right_after_another_is_not_surely_meant() -> None:
+    ended = RolledBack(at=NOW, by="sluice")
+    bare = Rollout("r", revision=4, stable=2, previous=1)
+    soon, late = NOW + timedelta(minutes=1), NOW + timedelta(hours=1)
+    assert not surely_meant(bare, ended, soon)
+    assert surely_meant(bare, ended, late)
+    assert surely_meant(bare, Promoted(at=NOW, by="ann"), soon)
+    assert surely_meant(bare, None, soon)
+    on_trial = apply(bare, Proposed(version=3, at=NOW, by="ann"))
+    assert surely_meant(on_trial, ended, soon)
