@@ -21,13 +21,13 @@ class People:
         self.labels = 0
 
     def label(self, count: int) -> int:
-        """Claim up to `count` cases and label them; returns how many there were."""
-        cases = self._control.claim(self._route, count, _LEASE_SECONDS)
-        for case in cases:
+        """Claim up to `count` cases and label them; returns how many were labelled."""
+        before = self.labels
+        for case in self._control.claim(self._route, count, _LEASE_SECONDS):
             sentence = self._by_text.get(normalise(_question(case.messages)))
             if sentence is None:
-                # Somebody else's traffic: nobody here can say what is right.
-                self._control.release(case.id)
+                # Somebody else's traffic, or a sentence that was redacted: nobody here can say
+                # what is right. Its lease runs out; given back at once it would come back at once.
                 continue
             choice = _choice(case, sentence.label)
             self._control.label(
@@ -37,7 +37,7 @@ class People:
                 comment=f"{sentence.share:.0%} of 20 readers",
             )
             self.labels += 1
-        return len(cases)
+        return self.labels - before
 
 
 def _choice(case: CaseView, gold: str) -> Choice:
