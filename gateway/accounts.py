@@ -82,6 +82,9 @@ class Accounts:
         if usage is not None:
             bound.prompt_tokens.inc(usage.prompt)
             bound.completion_tokens.inc(usage.completion)
+        elif attempt.reader is not None:
+            # Only the end of a stream says how many there were; a piece is a token or more.
+            bound.completion_tokens.inc(call.pieces)
         if call.ticket is not None:
             _settle(call, call.ticket, attempt, code, usage)
         version = attempt.served.version

@@ -75,6 +75,10 @@ class Snapshot:
         except StoreUnavailableError as exc:
             self._on_store(False)
             _log.warning("%s; looking for the last known catalog", exc)
+        except Exception:  # noqa: BLE001 - a store that talks nonsense must not keep us from starting
+            self._on_store(False)
+            _log.exception("loading the catalog failed; looking for the last known one")
+        if not self._known:
             catalog = await asyncio.to_thread(read_file, self._options.file)
             if catalog is not None:
                 self.adopt(catalog)

@@ -44,6 +44,10 @@ class Wire:
         async with asyncio.timeout(10):
             return await self._reader.read()
 
+    def close(self) -> None:
+        """Go away as a client does that is done."""
+        self._writer.close()
+
     def reset(self) -> None:
         """Go away at once, without a word."""
         self._writer.transport.abort()

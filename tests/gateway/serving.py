@@ -117,7 +117,7 @@ class RunningGateway:
             data = b"".join([part async for part in response])
             return Reply(
                 response.status,
-                {name.decode(): value.decode() for name, value in response.headers},
+                {name.decode(): value.decode("latin-1") for name, value in response.headers},
                 data,
             )
 
