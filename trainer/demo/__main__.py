@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(options.config)
         with _running(settings, options.config, console):
+            _wait_for_answer(settings, options.route)
             results, promoted = _tell(settings, options.route, scale, console)
     except SluiceError as exc:
         print(f"sluice demo: {exc.message}", file=sys.stderr)
@@ -136,6 +137,32 @@ def _running(settings: Settings, config: Path | None, console: Console) -> Itera
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(_STOP_SECONDS)
+
+
+def _wait_for_answer(settings: Settings, route: str) -> None:
+    """Wait until the route answers: the engine may still be loading its model.
+
+    Raises UnavailableError with what the gateway says where it does not in time.
+    """
+    own = check_section(TrainerSettings, settings.trainer, "trainer")
+    question = {
+        "model": route,
+        "messages": [{"role": "user", "content": "Are you there?"}],
+        "max_tokens": 1,
+    }
+    headers = {
+        "authorization": f"Bearer {gateway_key(settings, own)}",
+        "x-sluice-no-capture": "1",
+    }
+    url = f"{gateway_address(settings, own)}/v1/chat/completions"
+    until = monotonic() + _START_SECONDS
+    while True:
+        answer = httpx2.post(url, json=question, headers=headers, timeout=120)
+        if answer.status_code == 200:
+            return
+        if answer.status_code != 503 or monotonic() > until:
+            raise UnavailableError(f"{route} does not answer: {answer.text}")
+        sleep(0.5)
 
 
 def _ready(settings: Settings) -> bool:
