@@ -1,15 +1,17 @@
 """`python -m gateway --config FILE`: serve the data plane."""
 
 import argparse
+import contextlib
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from gateway import workers
 from gateway.settings import GatewaySettings
-from rollout.errors import SluiceError
-from rollout.settings import check_section, load_settings
+from rollout.errors import ConfigError, SluiceError
+from rollout.settings import Settings, check_section, load_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    settings = load_settings(options.config)
+    # Until somebody can take it; it asks for the configuration to be read anew.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    configuration = _Configuration(options.config)
+    settings = configuration.settings
     own = check_section(GatewaySettings, settings.gateway, "gateway")
     # Asked for here, so that what is missing is said once and not by each worker.
     _ = settings.store_url
@@ -34,12 +39,33 @@ def _serve(options: argparse.Namespace) -> int:
         host, bound = sock.getsockname()[:2]
         logging.getLogger("gateway").info("listening on http://%s:%d", host, bound)
         if count == 1:
-            return workers.serve(settings, own, sock)
+            return workers.serve(settings, configuration.read, sock)
         return workers.supervise(
             count,
             settings.data_path / f"gateway-metrics-{bound}",
-            lambda: workers.serve(settings, own, sock),
+            lambda: workers.serve(configuration.settings, configuration.read, sock),
+            configuration.refresh,
         )
+
+
+class _Configuration:
+    """The file; `settings` are those that were last found to be right."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.settings = self.read()
+
+    def read(self) -> Settings:
+        """Read the file anew. Raises ConfigError where it is not right."""
+        settings = load_settings(self._path)
+        check_section(GatewaySettings, settings.gateway, "gateway")
+        return settings
+
+    def refresh(self) -> None:
+        """Start new workers by the file as it is now; if it is not right, by what it was."""
+        # The workers say what is wrong.
+        with contextlib.suppress(ConfigError):
+            self.settings = self.read()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,6 +40,7 @@ from gateway.snapshot import FILE_NAME, Options, Snapshot
 from gateway.upstream import UpstreamPool
 from gateway.wire import INFERENCE_PATHS, passes
 from rollout.credentials import ApiKey
+from rollout.discovery import Discovery, Lookup, look_up
 from rollout.errors import SluiceError
 from rollout.settings import Settings, bootstrap_key, check_section
 from rollout.stores import GatewayPresence, Stores, open_stores
@@ -49,6 +50,11 @@ _OBSERVE_SECONDS: Final = 0.5
 _FLUSH_SECONDS: Final = 3.0
 _READ_PATHS: Final = frozenset({"/v1/models", "/healthz", "/readyz", "/metrics"})
 _WRITE_PATHS: Final = INFERENCE_PATHS | {"/v1/feedback"}
+# What a reload leaves as it was.
+_AT_START: Final = (
+    "host", "port", "workers", "backlog", "keep_alive_seconds", "poll_seconds", "controller_url",
+    "capture", "feedback",
+)  # fmt: skip
 _EXPOSITION: Final = b"text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -62,18 +68,22 @@ class _Parts:
     authenticator: Authenticator
     feedback: FeedbackDesk
     controller: ControllerDoor
+    discovery: Discovery
 
 
 class Gateway:
     """Serves between the two ends of the lifespan. One for each worker process."""
 
-    def __init__(self, settings: Settings, incarnation: str | None = None) -> None:
+    def __init__(
+        self, settings: Settings, incarnation: str | None = None, *, lookup: Lookup = look_up
+    ) -> None:
         self._settings = settings
-        self._own = check_section(GatewaySettings, settings.gateway, "gateway")
+        self._lookup = lookup
+        self.own = check_section(GatewaySettings, settings.gateway, "gateway")
         # Said before anything is started: without a store nothing can ever be served.
         self._store_url = settings.store_url
         self._incarnation = incarnation or uuid4().hex
-        self._admission = Admission(self._own.maximum_inflight)
+        self._admission = Admission(self.own.maximum_inflight)
         self.evidence = Evidence(self._incarnation)
         self._parts: _Parts | None = None
         self.draining = False
@@ -93,6 +103,27 @@ class Gateway:
         if self._parts is not None:
             self._parts.relay.draining = True
             self._parts.snapshot.drain()
+
+    def reload(self, read: Callable[[], Settings]) -> None:
+        """Go by the configuration as it is now; one that is refused changes nothing."""
+        parts = self._parts
+        if parts is None:
+            return
+        try:
+            settings = read()
+            own = check_section(GatewaySettings, settings.gateway, "gateway")
+        except SluiceError as error:
+            parts.metrics.reloaded("refused")
+            _log.error("kept the configuration that was read before: %s", error.message)
+            return
+        left = sorted(name for name in _AT_START if getattr(own, name) != getattr(self.own, name))
+        if left:
+            _log.warning("a restart is needed for changes of %s", ", ".join(left))
+        self.own = own
+        parts.relay.configure(own)
+        parts.discovery.configure(settings.engine_list(), own.health.resolve_seconds)
+        parts.metrics.reloaded("applied")
+        _log.info("read the configuration anew")
 
     def refuse_new(self) -> None:
         """Answer 503 to inference from now on; what runs goes on."""
@@ -132,7 +163,7 @@ class Gateway:
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[_Parts]:
         """Everything that runs beside the requests, for as long as they are served."""
-        own, engines = self._own, self._settings.engine_list()
+        own = self.own
         metrics, evidence = Metrics(), self.evidence
         captures = Captures(own.capture, metrics)
         receipts = Receipts(own.feedback.maximum_known)
@@ -143,7 +174,13 @@ class Gateway:
             metrics,
             self._incarnation,
         )
-        fleet = Fleet.of(engines, own.health)
+        fleet = Fleet(own.health, own.admission.maximum_waiting)
+        discovery = Discovery(
+            self._settings.engine_list(),
+            seconds=own.health.resolve_seconds,
+            lookup=self._lookup,
+            on_failure=metrics.discovery_failed,
+        )
         shares = Shares(self._incarnation, own.workers, metrics)
 
         def changed(view: View) -> None:
@@ -152,12 +189,18 @@ class Gateway:
             evidence.forget({lane.trial.id for lane in view.lanes.values() if lane.trial})
 
         snapshot = Snapshot(
-            {engine.name: engine for engine in engines},
             self._presence(),
             Options(self._settings.data_path / FILE_NAME, own.poll_seconds),
             on_change=changed,
             on_store=lambda up: metrics.store_up.set(1 if up else 0),
         )
+
+        def moved() -> None:
+            fleet.adopt(discovery.engines)
+            snapshot.move(discovery.engines)
+
+        await discovery.refresh()
+        moved()
         async with (
             open_stores(self._store_url) as stores,
             UpstreamPool(own.upstream) as pool,
@@ -183,13 +226,14 @@ class Gateway:
                     tasks.create_task(captures.run(stores.captures)),
                     tasks.create_task(feedback.run(stores)),
                     tasks.create_task(shares.run(stores.quotas)),
-                    tasks.create_task(
-                        health.watch(fleet, pool, own.health, own.admission.maximum_waiting)
-                    ),
+                    tasks.create_task(discovery.follow(moved)),
+                    tasks.create_task(health.watch(fleet, pool)),
                     tasks.create_task(metrics.watch_lag()),
                     tasks.create_task(self._observe(metrics, fleet)),
                 ]
-                yield _Parts(relay, snapshot, metrics, authenticator, feedback, controller)
+                yield _Parts(
+                    relay, snapshot, metrics, authenticator, feedback, controller, discovery
+                )
                 for task in background:
                     task.cancel()
             await self._say_goodbye(stores, snapshot, evidence, captures, shares, feedback)
@@ -226,11 +270,16 @@ class Gateway:
     async def _observe(self, metrics: Metrics, fleet: Fleet) -> None:
         """Set the gauges that nothing else sets, for ever."""
         loop = asyncio.get_running_loop()
+        shown = set[tuple[str, str]]()
         while True:
             metrics.inflight.set(self._admission.inflight)
+            before, shown = shown, set()
             for url, replica in fleet.replicas.items():
                 up = replica.available(loop.time())
                 metrics.replica_up(replica.engine.name, url, up=up)
+                shown.add((replica.engine.name, url))
+            for gone in before - shown:
+                metrics.replica_gone(*gone)
             await asyncio.sleep(_OBSERVE_SECONDS)
 
     async def _answer(self, parts: _Parts, scope: Scope, receive: Receive, send: Send) -> None:
@@ -274,7 +323,7 @@ class Gateway:
 
     async def _feedback(self, parts: _Parts, scope: Scope, receive: Receive, send: Send) -> None:
         key = self._key(parts, scope)
-        limits = self._own
+        limits = self.own
         body = await read_body(
             receive, scope["headers"], limits.feedback.maximum_bytes, limits.body_seconds
         )

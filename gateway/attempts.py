@@ -54,17 +54,18 @@ class Attempts:
     def __init__(
         self, settings: GatewaySettings, fleet: Fleet, pool: UpstreamPool, metrics: Metrics
     ) -> None:
-        self._largest = settings.maximum_answer_bytes
-        self._balance = settings.balance
+        self._settings = settings
         self._fleet = fleet
         self._pool = pool
         self._metrics = metrics
         self._budget = RetryBudget(settings.retry_ratio)
-        self._engine_keys = {
-            replica.engine.name: (b"authorization", b"Bearer " + replica.engine.api_key.encode())
-            for replica in fleet.replicas.values()
-            if replica.engine.api_key
-        }
+
+    def configure(self, settings: GatewaySettings) -> None:
+        """Go by these from the next request on."""
+        self._settings = settings
+        self._budget.ratio = settings.retry_ratio
+        self._fleet.configure(settings.health, settings.admission.maximum_waiting)
+        self._pool.limits = settings.upstream
 
     def check_room(self, choice: Choice) -> None:
         """Raises OverloadedError where every replica that could answer has too long a queue."""
@@ -120,7 +121,7 @@ class Attempts:
         raise EngineUnavailableError(f"no replica that serves {name} answers: try again")
 
     def _choose(self, call: Call, served: Served, found: Sequence[Replica]) -> Replica:
-        balance = self._balance
+        balance = self._settings.balance
         if any(replica.back_since is not None for replica in found):
             now, seconds = perf_counter(), balance.slow_start_seconds
             weights = [weight(replica.back_since, now, seconds) for replica in found]
@@ -182,8 +183,8 @@ class Attempts:
             ask = request.stream and not request.wants_usage and path in wire.USAGE_ON_REQUEST
             body = wire.splice(request, served.name, ask_usage=ask)
         headers = call.engine_headers
-        if (key := self._engine_keys.get(replica.engine.name)) is not None:
-            headers = [*headers, key]
+        if replica.authorization is not None:
+            headers = [*headers, replica.authorization]
         target = wire.engine_path(path).encode()
         if call.query:
             target += b"?" + call.query
@@ -207,7 +208,7 @@ class Attempts:
         while data := await attempt.response.read():
             parts.append(data)
             size += len(data)
-            if size > self._largest:
+            if size > self._settings.maximum_answer_bytes:
                 break
         else:
             attempt.whole = True

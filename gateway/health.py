@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Final, Literal
 
@@ -22,10 +21,10 @@ Outcome = Literal["answered", "failed", "unknown"]
 class Breaker:
     """Shut after failures in a row, then lets one request through to see. Time comes as `now`."""
 
-    __slots__ = ("_failures", "_open_seconds", "_opened_until", "_probing", "_settings")
+    __slots__ = ("_failures", "_open_seconds", "_opened_until", "_probing", "settings")
 
     def __init__(self, settings: HealthSection) -> None:
-        self._settings = settings
+        self.settings = settings
         self._failures = 0
         self._open_seconds = settings.open_seconds
         self._opened_until: float | None = None
@@ -51,7 +50,7 @@ class Breaker:
             case "answered":
                 self._failures = 0
                 self._opened_until = None
-                self._open_seconds = self._settings.open_seconds
+                self._open_seconds = self.settings.open_seconds
             case "failed":
                 self._failures += 1
                 self._open_after_failure(now)
@@ -63,8 +62,8 @@ class Breaker:
             # Requests that were under way when it opened must not push it out further each.
             if now < self._opened_until:
                 return
-            self._open_seconds = min(self._open_seconds * 2, self._settings.maximum_open_seconds)
-        elif self._failures < self._settings.failures:
+            self._open_seconds = min(self._open_seconds * 2, self.settings.maximum_open_seconds)
+        elif self._failures < self.settings.failures:
             return
         self._opened_until = now + self._open_seconds
 
@@ -76,17 +75,26 @@ class Replica:
     None where it was there from the start.
     """
 
-    __slots__ = ("back_since", "breaker", "engine", "full", "healthy", "inflight", "silent", "url")
+    __slots__ = (
+        "authorization", "back_since", "breaker", "engine", "full", "healthy", "inflight", "silent",
+        "url",
+    )  # fmt: skip
 
     def __init__(self, url: str, engine: Engine, settings: HealthSection) -> None:
         self.url = url
-        self.engine = engine
+        self.serve_as(engine)
         self.breaker = Breaker(settings)
         self.inflight = 0
         self.healthy = True
         self.full = False
         self.silent = 0
         self.back_since: float | None = None
+
+    def serve_as(self, engine: Engine) -> None:
+        self.engine = engine
+        self.authorization = (
+            (b"authorization", b"Bearer " + engine.api_key.encode()) if engine.api_key else None
+        )
 
     def available(self, now: float) -> bool:
         return self.healthy and self.breaker.admits(now)
@@ -108,17 +116,45 @@ class Replica:
         self.healthy = healthy
 
 
-@dataclass(frozen=True, slots=True)
 class Fleet:
-    """Every replica of every engine, by url."""
+    """Every replica of every engine that there is now, by url."""
 
-    replicas: Mapping[str, Replica]
+    def __init__(self, settings: HealthSection, maximum_waiting: int) -> None:
+        self.settings = settings
+        self.maximum_waiting = maximum_waiting
+        self.replicas: Mapping[str, Replica] = {}
+        self._changed = asyncio.Event()
 
-    @classmethod
-    def of(cls, engines: Iterable[Engine], settings: HealthSection) -> "Fleet":
-        return cls(
-            {url: Replica(url, engine, settings) for engine in engines for url in engine.urls}
-        )
+    def configure(self, settings: HealthSection, maximum_waiting: int) -> None:
+        """Judge replicas by other limits from now on."""
+        self.settings = settings
+        self.maximum_waiting = maximum_waiting
+        for replica in self.replicas.values():
+            replica.breaker.settings = settings
+
+    def adopt(self, engines: Iterable[Engine]) -> None:
+        """These are the engines now. What is under way on a replica that goes is not touched."""
+        before, after = self.replicas, dict[str, Replica]()
+        for engine in engines:
+            kept = [before[url] for url in engine.urls if url in before]
+            spared = any(replica.healthy and replica.breaker.closed for replica in kept)
+            for url in engine.urls:
+                replica = before.get(url) or self._joined(url, engine, spared=spared)
+                replica.serve_as(engine)
+                after[url] = replica
+        self.replicas = after
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _joined(self, url: str, engine: Engine, *, spared: bool) -> Replica:
+        """A new replica; where others can be asked, it waits until a check has found it well."""
+        replica = Replica(url, engine, self.settings)
+        replica.healthy = not spared
+        return replica
+
+    async def change(self) -> None:
+        """Return when there are other replicas."""
+        await self._changed.wait()
 
     def available(self, urls: Sequence[str], tried: Sequence[Replica], now: float) -> list[Replica]:
         """Those of `urls` that can be asked now and were not tried before; of the full ones only
@@ -141,23 +177,26 @@ class Fleet:
         return False
 
 
-async def watch(
-    fleet: Fleet, pool: UpstreamPool, settings: HealthSection, maximum_waiting: int
-) -> None:
-    """Check every replica each `check_seconds`, for ever."""
+async def watch(fleet: Fleet, pool: UpstreamPool) -> None:
+    """Check every replica that there is each `check_seconds`, for ever."""
+    watched: dict[Replica, asyncio.Task[None]] = {}
     async with asyncio.TaskGroup() as tasks:
-        for replica in fleet.replicas.values():
-            tasks.create_task(_watch_one(replica, pool, settings, maximum_waiting))
+        while True:
+            now = set(fleet.replicas.values())
+            for replica in watched.keys() - now:
+                watched.pop(replica).cancel()
+            for replica in now - watched.keys():
+                watched[replica] = tasks.create_task(_watch_one(replica, fleet, pool))
+            await fleet.change()
 
 
-async def _watch_one(
-    replica: Replica, pool: UpstreamPool, settings: HealthSection, maximum_waiting: int
-) -> None:
+async def _watch_one(replica: Replica, fleet: Fleet, pool: UpstreamPool) -> None:
     while True:
+        settings = fleet.settings
         await check(replica, pool, settings)
         if replica.engine.kind == "vllm":
             waiting = await read_queue(pool, replica.url, settings.check_timeout_seconds)
-            replica.full = waiting > maximum_waiting
+            replica.full = waiting > fleet.maximum_waiting
         await asyncio.sleep(settings.check_seconds)
 
 

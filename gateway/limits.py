@@ -9,15 +9,15 @@ _RESERVE: Final = 10.0
 class RetryBudget:
     """Lets retries be at most a share of the requests, so that they can't double an overload."""
 
-    __slots__ = ("_ratio", "_tokens")
+    __slots__ = ("_tokens", "ratio")
 
     def __init__(self, ratio: float) -> None:
-        self._ratio = ratio
+        self.ratio = ratio
         self._tokens = _RESERVE
 
     def earn(self) -> None:
         """A request came in."""
-        self._tokens = min(self._tokens + self._ratio, _RESERVE)
+        self._tokens = min(self._tokens + self.ratio, _RESERVE)
 
     def spend(self) -> bool:
         """Whether one more retry is allowed; if so, it is spent."""
@@ -30,13 +30,13 @@ class RetryBudget:
 class Admission:
     """Counts the requests under way, and refuses those over the limit before memory grows."""
 
-    __slots__ = ("_maximum", "inflight")
+    __slots__ = ("inflight", "maximum")
 
     def __init__(self, maximum: int) -> None:
-        self._maximum = maximum
+        self.maximum = maximum
         self.inflight = 0
 
     @property
     def full(self) -> bool:
         """Whether the request that asks, and is counted already, is one too many."""
-        return self.inflight > self._maximum
+        return self.inflight > self.maximum

@@ -1,10 +1,11 @@
 """Every metric of the data plane. Labels come from configuration, never from a client."""
 
 import asyncio
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -93,6 +94,12 @@ class Metrics:
         self._feedback_dropped = self._counter(
             "feedback_dropped_total", "What of feedback was not stored.", ("reason",)
         )
+        self._discovery_errors = self._counter(
+            "discovery_errors_total", "Names of engines that could not be resolved.", ("engine",)
+        )
+        self._reloads = self._counter(
+            "config_reloads_total", "Times that the configuration was read anew.", ("result",)
+        )
         self.overhead = self._histogram(
             "overhead_seconds", "Time in the gateway before the engine was asked.", _OVERHEAD
         )
@@ -168,6 +175,20 @@ class Metrics:
 
     def feedback_dropped(self, reason: str) -> None:
         self._feedback_dropped.labels(reason).inc()
+
+    def discovery_failed(self, engine: str) -> None:
+        self._discovery_errors.labels(engine).inc()
+
+    def reloaded(self, result: Literal["applied", "refused"]) -> None:
+        self._reloads.labels(result).inc()
+
+    def replica_gone(self, engine: str, replica: str) -> None:
+        """A replica that nobody wants any more is neither up nor down."""
+        if MULTIPROCESS_VARIABLE in os.environ:
+            # What workers share can't be taken out, and no alert fires on what is no number.
+            self._replica_up.labels(engine, replica).set(math.nan)
+        else:
+            self._replica_up.remove(engine, replica)
 
     def replica_up(self, engine: str, replica: str, *, up: bool) -> None:
         self._replica_up.labels(engine, replica).set(1 if up else 0)

@@ -116,6 +116,12 @@ class Relay:
         self.draining = False
         self.refusing = False
 
+    def configure(self, settings: GatewaySettings) -> None:
+        """Go by these limits from the next request on."""
+        self._settings = settings
+        self._admission.maximum = settings.maximum_inflight
+        self._attempts.configure(settings)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(scope["path"], scope["query_string"], perf_counter())
         self._admission.inflight += 1

@@ -1,6 +1,10 @@
 """uvicorn as the gateway runs it: one worker's server, and how it drains."""
 
+import asyncio
 import signal
+import socket
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Final
 
@@ -9,20 +13,31 @@ import uvicorn
 from gateway.app import Gateway
 from gateway.protocol import ClientProtocol
 from gateway.settings import GatewaySettings
+from rollout.settings import Settings
 
 # After the drain nothing is under way any more, or has had its time.
 _LAST_SECONDS: Final = 1
 _TICKS_A_SECOND: Final = 10
 
+Read = Callable[[], Settings]
+
 
 class GatewayServer(uvicorn.Server):
     """Keeps listening while it drains, so that /readyz can say so."""
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway, own: GatewaySettings) -> None:
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, read: Read | None) -> None:
         super().__init__(config)
         self._gateway = gateway
-        self._own = own
+        self._read = read
         self._drained_ticks = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._read is not None:
+            reload = partial(self._gateway.reload, self._read)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+            # Until here it waited.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's own name
         if self._gateway.draining and sig == signal.SIGINT:
@@ -34,14 +49,15 @@ class GatewayServer(uvicorn.Server):
         if self._gateway.draining:
             self._drained_ticks += 1
             seconds = self._drained_ticks / _TICKS_A_SECOND
-            if seconds > self._own.notice_seconds:
+            if seconds > self._gateway.own.notice_seconds:
                 self._gateway.refuse_new()
-            if self._gateway.inflight == 0 or seconds > self._own.drain_seconds:
+            if self._gateway.inflight == 0 or seconds > self._gateway.own.drain_seconds:
                 self.should_exit = True
         return await super().on_tick(counter)
 
 
-def server_for(gateway: Gateway, own: GatewaySettings) -> GatewayServer:
+def server_for(gateway: Gateway, own: GatewaySettings, read: Read | None = None) -> GatewayServer:
+    """`read` gives the configuration as it is then, after each SIGHUP; without it none is taken."""
     config = uvicorn.Config(
         gateway,
         loop="uvloop",
@@ -56,4 +72,4 @@ def server_for(gateway: Gateway, own: GatewaySettings) -> GatewayServer:
         timeout_keep_alive=own.keep_alive_seconds,
         timeout_graceful_shutdown=_LAST_SECONDS,
     )
-    return GatewayServer(config, gateway, own)
+    return GatewayServer(config, gateway, read)

@@ -32,6 +32,7 @@ class HealthSection(Section):
     failures: failures of the engine in a row (never a 4xx) after which it is out.
     open_seconds: how long it stays out before one request may try it; doubled each time it fails
         again, up to maximum_open_seconds.
+    resolve_seconds: pause between two looks for the addresses of engines that DNS names.
     """
 
     check_seconds: float = Field(1.0, gt=0)
@@ -39,6 +40,7 @@ class HealthSection(Section):
     failures: int = Field(3, ge=1)
     open_seconds: float = Field(1.0, gt=0)
     maximum_open_seconds: float = Field(30.0, gt=0)
+    resolve_seconds: float = Field(5.0, gt=0)
 
 
 class BalanceSection(Section):

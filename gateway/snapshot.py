@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -37,20 +37,20 @@ class Snapshot:
 
     def __init__(
         self,
-        engines: Mapping[str, Engine],
         presence: GatewayPresence,
         options: Options,
         *,
         on_change: Callable[[View], None],
         on_store: Callable[[bool], None],
     ) -> None:
-        self._engines = engines
+        self._engines: Mapping[str, Engine] = {}
         self._presence = presence
         self._options = options
         self._on_change = on_change
         self._on_store = on_store
         self._changed = asyncio.Event()
         self._reloading = asyncio.Lock()
+        self._catalog = Catalog(revision=0)
         self._known = False
         self._has_routes = False
         self.view = View()
@@ -62,11 +62,18 @@ class Snapshot:
 
     def adopt(self, catalog: Catalog) -> None:
         """Serve by this catalog from now on."""
+        self._catalog = catalog
         self.view = index(catalog, self._engines)
         self._known = True
         self._has_routes = bool(catalog.routes)
         self._on_change(self.view)
         self._changed.set()
+
+    def move(self, engines: Iterable[Engine]) -> None:
+        """The engines have other replicas from now on."""
+        self._engines = {engine.name: engine for engine in engines}
+        if self._known:
+            self.adopt(self._catalog)
 
     async def start(self, stores: Stores) -> None:
         """Load from the store, or else from the file; with neither it stays unready."""

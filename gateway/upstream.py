@@ -49,7 +49,7 @@ class UpstreamPool:
     """Connections to any number of engines, by url. Use it within one running event loop."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._origins: dict[str, _Origin] = {}
         self._busy: set[_Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -110,14 +110,14 @@ class UpstreamPool:
     async def connect(self, origin: "_Origin") -> "_Connection":
         loop = self._running()
         try:
-            async with asyncio.timeout(self._limits.connect_seconds):
+            async with asyncio.timeout(self.limits.connect_seconds):
                 _, connection = await loop.create_connection(
                     lambda: _Connection(loop), origin.host, origin.port, ssl=origin.tls
                 )
         except TimeoutError as exc:
             raise UpstreamError(
                 "connect",
-                f"no connection to {origin.url} within {self._limits.connect_seconds:g} s",
+                f"no connection to {origin.url} within {self.limits.connect_seconds:g} s",
             ) from exc
         except OSError as exc:
             raise UpstreamError("connect", f"cannot connect to {origin.url}: {exc}") from exc
@@ -127,7 +127,7 @@ class UpstreamPool:
     def give_back(self, origin: "_Origin", connection: "_Connection") -> None:
         """Keep the connection for the next request, or close it where it can carry none."""
         self._busy.discard(connection)
-        if connection.reusable and len(origin.idle) < self._limits.maximum_idle:
+        if connection.reusable and len(origin.idle) < self.limits.maximum_idle:
             connection.rest()
             origin.idle.append(connection)
         else:
@@ -135,7 +135,7 @@ class UpstreamPool:
 
     @property
     def _idle_seconds(self) -> float:
-        return self._limits.idle_seconds
+        return self.limits.idle_seconds
 
     def _running(self) -> asyncio.AbstractEventLoop:
         # Kept, because Python 3.11 makes a system call of asking for it.
@@ -146,7 +146,7 @@ class UpstreamPool:
         return self._loop
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        now, limits = loop.time(), self._limits
+        now, limits = loop.time(), self.limits
         for connection in tuple(self._busy):
             connection.check(now, limits)
         for origin in self._origins.values():

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final, cast
 from rollout.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gateway.settings import GatewaySettings
     from rollout.settings import Settings
 
 # How soon a worker that died is started again, and how many that live no longer than that end all.
@@ -50,13 +49,17 @@ def listen(host: str, port: int, backlog: int) -> socket.socket:
     return sock
 
 
-def serve(settings: "Settings", own: "GatewaySettings", sock: socket.socket) -> int:
-    """Serve in this process until a signal ends it; the exit status."""
+def serve(settings: "Settings", read: "Callable[[], Settings]", sock: socket.socket) -> int:
+    """Serve in this process until a signal ends it; the exit status.
+
+    `read` gives the configuration as it is after a SIGHUP.
+    """
     # Imported here, because prometheus_client looks for its directory when it is imported.
     from gateway.app import Gateway
     from gateway.server import server_for
 
-    server = server_for(Gateway(settings), own)
+    gateway = Gateway(settings)
+    server = server_for(gateway, gateway.own, read)
     # What was made until now stays for good, and requests leave hardly any cycles behind: the
     # collector may look for them seldom. It took 7 % of the time.
     gc.freeze()
@@ -65,13 +68,18 @@ def serve(settings: "Settings", own: "GatewaySettings", sock: socket.socket) -> 
     return 0 if server.started else 1
 
 
-def supervise(count: int, metrics_dir: Path, work: Callable[[], int]) -> int:
-    """Keep `count` processes doing `work`, until a signal ends them; the exit status."""
+def supervise(
+    count: int, metrics_dir: Path, work: Callable[[], int], reread: Callable[[], None]
+) -> int:
+    """Keep `count` processes doing `work`, until a signal ends them; the exit status.
+
+    After a SIGHUP `reread` is called, for those that are started later.
+    """
     shutil.rmtree(metrics_dir, ignore_errors=True)
     metrics_dir.mkdir(parents=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)
     try:
-        return _Supervisor(count, work).run()
+        return _Supervisor(count, work, reread).run()
     finally:
         shutil.rmtree(metrics_dir, ignore_errors=True)
 
@@ -79,15 +87,16 @@ def supervise(count: int, metrics_dir: Path, work: Callable[[], int]) -> int:
 class _Supervisor:
     """Waits for signals in one place, so that none can come in between."""
 
-    def __init__(self, count: int, work: Callable[[], int]) -> None:
+    def __init__(self, count: int, work: Callable[[], int], reread: Callable[[], None]) -> None:
         self._count = count
         self._work = work
+        self._reread = reread
         self._workers: dict[int, ForkProcess] = {}
         self._short_lives = 0
         self._stopping = False
 
     def run(self) -> int:
-        watched = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+        watched = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
         signal.pthread_sigmask(signal.SIG_BLOCK, watched)
         for _ in range(self._count):
             self._start()
@@ -98,6 +107,10 @@ class _Supervisor:
                 self._refill()
             elif found.si_signo == signal.SIGCHLD:
                 self._reap()
+            elif found.si_signo == signal.SIGHUP:
+                self._reread()
+                for pid in self._workers:
+                    os.kill(pid, signal.SIGHUP)
             else:
                 self._stop(found.si_signo)
             if self._short_lives > _SHORT_LIVES * self._count:
@@ -142,5 +155,6 @@ class _Supervisor:
 
 
 def _worker(work: Callable[[], int]) -> None:
+    # SIGHUP stays blocked until the server can take it; before that it would end the process.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
     sys.exit(work())

@@ -33,7 +33,7 @@ from prometheus_client import CollectorRegistry
 from rollout.api.app import create_app
 from rollout.catalog import Catalog
 from rollout.credentials import ApiKey, digest_secret
-from rollout.discovery import RESOLVE_SECONDS, Discovery
+from rollout.discovery import Discovery
 from rollout.engines import Residency
 from rollout.errors import (
     ConfigError,
@@ -116,9 +116,7 @@ class Controller:
                 tasks.create_task(self._forever("judge", self.tick, tick))
                 tasks.create_task(self._forever("observe", self.observe, _OBSERVE_SECONDS))
                 self._look_after(tasks)
-                tasks.create_task(
-                    self._discovery.follow(RESOLVE_SECONDS, lambda: self._look_after(tasks))
-                )
+                tasks.create_task(self._discovery.follow(lambda: self._look_after(tasks)))
         finally:
             await self._give_lease_back()
 

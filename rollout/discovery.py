@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from rollout.engines import DNS_SCHEME, Engine
 
 _log = logging.getLogger(__name__)
-RESOLVE_SECONDS: Final = 5.0
+_RESOLVE_SECONDS: Final = 5.0
 _LOOKUP_SECONDS: Final = 5.0
 
 Lookup = Callable[[str, int], Awaitable[Collection[str]]]
@@ -30,17 +30,19 @@ async def look_up(host: str, port: int) -> Collection[str]:
 class Discovery:
     """Knows the engines with addresses in place of names, and what it knew last where DNS fails.
 
-    `on_failure` is called with an engine's name whenever one of its names could not be resolved.
+    `seconds` is the pause between two questions. `on_failure` is called with an engine's name whenever one of its names could not be resolved.
     """
 
     def __init__(
         self,
         engines: Iterable[Engine],
         *,
+        seconds: float = _RESOLVE_SECONDS,
         lookup: Lookup = look_up,
         on_failure: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._configured = tuple(engines)
+        self._seconds = seconds
         self._lookup = lookup
         self._on_failure = on_failure
         self._addresses: dict[str, tuple[str, ...]] = {}
@@ -57,9 +59,10 @@ class Discovery:
             if any(url not in self._addresses for url in _names(engine))
         )
 
-    def configure(self, engines: Iterable[Engine]) -> None:
+    def configure(self, engines: Iterable[Engine], seconds: float = _RESOLVE_SECONDS) -> None:
         """These are the engines from now on; `follow` finds their replicas at once."""
         self._configured = tuple(engines)
+        self._seconds = seconds
         self._configured_anew.set()
 
     async def refresh(self) -> bool:
@@ -73,13 +76,13 @@ class Discovery:
         self.engines = self._resolved()
         return self.engines != before
 
-    async def follow(self, seconds: float, on_change: Callable[[], None]) -> None:
-        """Ask again and again, for ever, and tell of each change."""
+    async def follow(self, on_change: Callable[[], None]) -> None:
+        """Ask again each `seconds`, for ever, and tell of each change."""
         while True:
             if await self.refresh():
                 on_change()
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(self._seconds):
                     await self._configured_anew.wait()
             except TimeoutError:
                 continue

@@ -15,7 +15,7 @@ from gateway.shadow.pairing import roomiest
 from gateway.shadow.settings import ShadowSettings
 from gateway.upstream import UpstreamPool
 from rollout.catalog import Catalog
-from rollout.discovery import RESOLVE_SECONDS, Discovery
+from rollout.discovery import Discovery
 from rollout.engines import Engine
 from rollout.errors import StoreUnavailableError
 from rollout.exchanges import Answer
@@ -62,7 +62,7 @@ class Fleet:
     async def follow(self) -> None:
         """Keep the replicas, the catalog and the lengths of the queues fresh, for ever."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._discovery.follow(RESOLVE_SECONDS, self._move))
+            tasks.create_task(self._discovery.follow(self._move))
             tasks.create_task(self._poll())
 
     async def _poll(self) -> None:

@@ -19,6 +19,7 @@ from gateway.snapshot import FILE_NAME, write_file
 from gateway.upstream import UpstreamPool
 from rollout.catalog import Catalog
 from rollout.credentials import ApiKey, digest_secret
+from rollout.discovery import Lookup, look_up
 from rollout.engines import Residency
 from rollout.routes import Route
 from rollout.settings import EngineSection, Settings, check_section
@@ -127,12 +128,14 @@ class RunningGateway:
 
 
 @asynccontextmanager
-async def serving(config: Settings, known: Catalog | None = None) -> AsyncIterator[RunningGateway]:
+async def serving(
+    config: Settings, known: Catalog | None = None, *, lookup: Lookup = look_up
+) -> AsyncIterator[RunningGateway]:
     """Serve until the end of the block; `known` is left as the last known catalog before."""
     if known is not None:
         write_file(config.data_path / FILE_NAME, known)
     own = check_section(GatewaySettings, config.gateway, "gateway")
-    app = Gateway(config)
+    app = Gateway(config, lookup=lookup)
     server = server_for(app, own)
     sock = workers.listen("127.0.0.1", 0, own.backlog)
     host, port = sock.getsockname()

@@ -18,6 +18,12 @@ from tests.stub_engine import StubEngine, at
 SETTINGS = HealthSection(failures=3, open_seconds=1, maximum_open_seconds=4)
 
 
+def fleet_of(engine: Engine) -> Fleet:
+    fleet = Fleet(SETTINGS, 512)
+    fleet.adopt([engine])
+    return fleet
+
+
 def opened() -> Breaker:
     breaker = Breaker(SETTINGS)
     for _ in range(3):
@@ -83,6 +89,39 @@ def test_a_replica_whose_breaker_closes_has_come_back() -> None:
     assert replica.back_since == 2.0
 
 
+def test_replicas_join_when_they_are_found_well_and_leave_without_a_word() -> None:
+    fleet = fleet_of(Engine("main", ("http://one",), "base"))
+    one = fleet.replicas["http://one"]
+    one.begin()
+    fleet.adopt([Engine("main", ("http://one", "http://two"), "base")])
+    two = fleet.replicas["http://two"]
+    urls = ["http://one", "http://two"]
+    assert fleet.available(urls, [], 0.0) == [one]
+    two.checked(5.0, healthy=True)
+    assert fleet.available(urls, [], 5.0) == [one, two]
+    assert (one.back_since, two.back_since) == (None, 5.0)
+    fleet.adopt([Engine("main", ("http://two",), "base")])
+    assert fleet.available(urls, [], 5.0) == [two]
+    one.end("answered", 6.0)
+    assert one.inflight == 0
+
+
+def test_replicas_that_take_the_place_of_all_others_are_asked_at_once() -> None:
+    fleet = fleet_of(Engine("main", ("http://one",), "base"))
+    fleet.adopt([Engine("main", ("http://two",), "base")])
+    assert [one.url for one in fleet.available(["http://two"], [], 0.0)] == ["http://two"]
+
+
+def test_a_replica_that_stays_keeps_what_is_known_of_it() -> None:
+    fleet = fleet_of(Engine("main", ("http://one",), "base"))
+    replica = fleet.replicas["http://one"]
+    replica.checked(0.0, healthy=False)
+    engine = Engine("main", ("http://one",), "base", api_key="other")
+    fleet.adopt([engine])
+    assert fleet.replicas["http://one"] is replica
+    assert (replica.engine, replica.healthy) == (engine, False)
+
+
 class _Replica:
     def __init__(self, inflight: int) -> None:
         self.inflight = inflight
@@ -125,7 +164,7 @@ async def pool() -> AsyncIterator[UpstreamPool]:
 @pytest.mark.anyio
 async def test_a_check_takes_a_dead_replica_out_and_back(pool: UpstreamPool) -> None:
     async with StubEngine() as engine:
-        fleet = Fleet.of([Engine("main", (engine.url,), "base")], SETTINGS)
+        fleet = fleet_of(Engine("main", (engine.url,), "base"))
         replica = fleet.replicas[engine.url]
         engine.healthy = False
         await check(replica, pool, SETTINGS)
@@ -145,6 +184,6 @@ async def test_a_check_takes_a_dead_replica_out_and_back(pool: UpstreamPool) -> 
 async def test_a_server_without_a_health_page_is_up(pool: UpstreamPool) -> None:
     async with StubEngine() as engine:
         engine.script(StubReply(status=404), times=None, where=at("/health"))
-        fleet = Fleet.of([Engine("main", (engine.url,), "base", kind="openai")], SETTINGS)
+        fleet = fleet_of(Engine("main", (engine.url,), "base", kind="openai"))
         await check(fleet.replicas[engine.url], pool, SETTINGS)
         assert fleet.replicas[engine.url].healthy

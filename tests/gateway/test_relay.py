@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -379,3 +380,37 @@ async def test_prompts_that_begin_alike_go_to_one_replica(
         ]
         assert sum(map(len, topics)) == 32
         assert not set(topics[0]) & set(topics[1])
+
+
+async def test_replicas_are_found_by_name_and_kept_where_the_resolver_fails(
+    engine: StubEngine, tmp_path: Path
+) -> None:
+    zone: dict[str, list[str]] = {}
+
+    async def look_up(host: str, port: int) -> list[str]:
+        if host not in zone:
+            raise OSError(f"no such name: {host}:{port}")
+        return zone[host]
+
+    name = f"dns+http://engine:{engine.port}"
+    config = settings(tmp_path, name, health={"resolve_seconds": 0.05})
+    async with serving(config, catalog(engine.url), lookup=look_up) as running:
+        assert (await running.ask()).status == 503
+        zone["engine"] = ["127.0.0.1"]
+        async with asyncio.timeout(10):
+            while (await running.ask()).status != 200:
+                await asyncio.sleep(0.01)
+        failures = await _discovery_errors(running)
+        assert failures > 0
+        del zone["engine"]
+        async with asyncio.timeout(10):
+            while await _discovery_errors(running) == failures:
+                await asyncio.sleep(0.01)
+        assert (await running.ask()).status == 200
+
+
+async def _discovery_errors(gateway: RunningGateway) -> float:
+    found = re.search(
+        r'sluice_discovery_errors_total\{engine="main"\} (\S+)', await metrics(gateway)
+    )
+    return float(found[1]) if found else 0.0

@@ -23,6 +23,7 @@ from tests.system import free_port
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 BODY = json.dumps({"model": "r", "messages": MESSAGES}).encode()
 STREAM = json.dumps({"model": "r", "messages": MESSAGES, "stream": True}).encode()
+_RELOADS = "sluice_config_reloads_total"
 KEY = [(b"authorization", f"Bearer {SECRET}".encode())]
 
 
@@ -35,8 +36,11 @@ async def engine() -> AsyncIterator[StubEngine]:
 class Running:
     """A gateway with worker processes of its own."""
 
-    def __init__(self, process: asyncio.subprocess.Process, url: str, pool: UpstreamPool) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, config: Path, url: str, pool: UpstreamPool
+    ) -> None:
         self.process = process
+        self.config = config
         self.url = url
         self.pool = pool
 
@@ -52,11 +56,24 @@ class Running:
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in path.read_text().split()]
 
-    async def count(self) -> float:
-        """Answers with 200, by the metrics."""
+    async def count(
+        self, metric: str = "sluice_requests_total", label: str = 'code="200"'
+    ) -> float:
+        """The sum of a counter where it has that label; without more, of the answers with 200."""
         _, text = await self.get(b"/metrics")
-        lines = [line for line in text.splitlines() if line.startswith("sluice_requests_total{")]
-        return sum(float(line.split()[-1]) for line in lines if 'code="200"' in line)
+        lines = [line for line in text.splitlines() if line.startswith(metric + "{")]
+        return sum(float(line.split()[-1]) for line in lines if label in line)
+
+    async def reload(self, result: str) -> None:
+        """Have the configuration read anew, and wait until every worker has."""
+        label = f'result="{result}"'
+        expected = await self.count(_RELOADS, label) + max(len(self.workers()), 1)
+        self.process.send_signal(signal.SIGHUP)
+
+        async def read() -> bool:
+            return await self.count(_RELOADS, label) >= expected
+
+        await eventually(read, f"the configuration to be {result}")
 
 
 @asynccontextmanager
@@ -74,7 +91,7 @@ async def running(
         sys.executable, "-m", "gateway", "--config", str(config)
     )
     async with UpstreamPool(UpstreamSection()) as pool:
-        one = Running(process, f"http://127.0.0.1:{port}", pool)
+        one = Running(process, config, f"http://127.0.0.1:{port}", pool)
         try:
             await eventually(lambda: ready(one), "the gateway to be ready")
             yield one
@@ -146,6 +163,69 @@ async def test_a_stream_is_finished_after_sigterm(
                 body += data
         assert body.endswith(b"data: [DONE]\n\n")
         assert await asyncio.wait_for(gateway.process.wait(), 30) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_replicas_change_under_load_and_no_request_fails(
+    engine: StubEngine, tmp_path: Path, workers: int
+) -> None:
+    gate = asyncio.Event()
+    engine.script(Reply(hold_stream=gate))
+    async with StubEngine(base="base") as other, running(tmp_path, engine, workers) as gateway:
+        request = gateway.pool.request(gateway.url, b"POST", CHAT.encode(), KEY, STREAM)
+        async with request as response, under_load(gateway) as statuses:
+            body = await response.read()
+            await engine.wait_for_answered(50, limit=30)
+            text = gateway.config.read_text()
+            gateway.config.write_text(text.replace(engine.url, other.url))
+            await gateway.reload("applied")
+            await other.wait_for_answered(50, limit=30)
+            before = len(engine.inference_requests)
+            # What is not right is refused, and what was read before holds.
+            gateway.config.write_text(text + "\n[nonsense")
+            await gateway.reload("refused")
+            await other.wait_for_answered(len(other.inference_requests) + 50, limit=30)
+            assert len(engine.inference_requests) == before
+            gate.set()
+            while data := await response.read():
+                body += data
+        assert body.endswith(b"data: [DONE]\n\n")
+        assert set(statuses) == {200}
+
+
+async def test_a_worker_that_starts_beside_a_broken_file_goes_by_the_last_good_one(
+    engine: StubEngine, tmp_path: Path
+) -> None:
+    async with running(tmp_path, engine, workers=2) as gateway:
+        gateway.config.write_text("gateway = ")
+        await gateway.reload("refused")
+        before = set(gateway.workers())
+        os.kill(min(before), signal.SIGKILL)
+
+        async def replaced() -> bool:
+            return len(gateway.workers()) == 2 and set(gateway.workers()) != before
+
+        await eventually(replaced, "another worker")
+        statuses = [(await gateway.get(CHAT.encode(), BODY))[0] for _ in range(20)]
+        assert statuses == [200] * 20
+
+
+@asynccontextmanager
+async def under_load(gateway: Running) -> AsyncIterator[list[int]]:
+    """A few clients that ask again and again, and the statuses that they were answered with."""
+    statuses, stop = list[int](), asyncio.Event()
+
+    async def client() -> None:
+        while not stop.is_set():
+            statuses.append((await gateway.get(CHAT.encode(), BODY))[0])
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(4):
+            tasks.create_task(client())
+        try:
+            yield statuses
+        finally:
+            stop.set()
 
 
 async def test_a_port_in_use_is_said_with_what_to_do(tmp_path: Path) -> None:

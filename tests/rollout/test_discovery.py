@@ -69,9 +69,9 @@ async def test_one_name_that_fails_keeps_no_other_from_being_found() -> None:
 
 
 async def test_another_configuration_is_followed_at_once() -> None:
-    discovery = Discovery([PLAIN], lookup=Zone(engine=("10.0.0.1",)).look_up)
+    discovery = Discovery([PLAIN], seconds=3600, lookup=Zone(engine=("10.0.0.1",)).look_up)
     changed = asyncio.Event()
-    task = asyncio.create_task(discovery.follow(3600, changed.set))
+    task = asyncio.create_task(discovery.follow(changed.set))
     discovery.configure([NAMED])
     async with asyncio.timeout(5):
         await changed.wait()
