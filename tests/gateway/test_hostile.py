@@ -206,6 +206,22 @@ async def test_huge_numbers_pass_untouched(gateway: RunningGateway, engine: Stub
     assert engine.inference_requests[0].body == body.replace(b'"r"', b'"base"')
 
 
+async def test_images_and_fields_of_tomorrow_pass_untouched(
+    gateway: RunningGateway, engine: StubEngine
+) -> None:
+    image = "data:image/png;base64," + "iVBORw0KGgo/+A==" * 4_000
+    content = [{"type": "image_url", "image_url": {"url": image, "detail": "high"}, "\u2603": 1.0}]
+    message = {"role": "user", "content": content}
+    for path, fields in (
+        (CHAT, {"messages": [message], "tomorrow": {"x": [None, 1e2]}}),
+        ("/v1/responses", {"input": [message], "store": False}),
+        ("/v1/embeddings", {"input": ["a", [1, 2]], "dimensions": 2}),
+    ):
+        body = json.dumps({**fields, "model": "r@1"}, ensure_ascii=False, indent=1).encode()
+        assert (await gateway.send(path=path, body=body)).status == 200
+        assert engine.inference_requests[-1].body == body.replace(b'"r@1"', b'"base"')
+
+
 ASKED = [
     ("nobody", 404, "model_not_found"),
     ("r@9", 404, "model_not_found"),

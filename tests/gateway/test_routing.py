@@ -1,11 +1,13 @@
 """Which version answers: sticky, nested, and the same everywhere."""
 
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import chisquare
+from scipy.stats import chi2_contingency, chisquare
 
 from gateway.routing import bucket, choose, index, on_candidate, unit_of, wants_capture
 from rollout.catalog import Catalog
@@ -75,13 +77,39 @@ def test_the_split_is_exact_within_sampling_error() -> None:
         assert chisquare([hits, len(many) - hits], [share, len(many) - share]).pvalue > 1e-4
 
 
+def test_the_split_is_exact_whatever_callers_name_themselves() -> None:
+    """Numbers in a row, addresses of one house, long common beginnings, requests without a name."""
+    kinds = [
+        lambda number: str(number),
+        lambda number: f"user-{number}@example.org",
+        lambda number: "x" * 200 + str(number),
+        lambda number: f"{number:032x}",
+    ]
+    many = [unit_of(f"k{number % 7}", kinds[number % 4](number)) for number in range(100_000)]
+    places = Counter(int(bucket("r@2.5", unit) * 100) for unit in many)
+    assert chisquare([places[place] for place in range(100)]).pvalue > 1e-4
+
+
+def test_five_percent_lie_inside_twenty() -> None:
+    many = [unit_of("key", str(number)) for number in range(20_000)]
+    arms = [
+        {unit for unit in many if on_candidate(trial(weight), unit)}
+        for weight in (0, 1, 5, 20, 100)
+    ]
+    for smaller, larger in pairwise(arms):
+        assert smaller < larger
+    assert len(arms[-1]) == len(many)
+
+
 def test_every_trial_deals_anew() -> None:
-    many = [unit_of("key", str(number)) for number in range(4_000)]
-    both = sum(
-        on_candidate(trial(50, id="r@2.5"), unit) and on_candidate(trial(50, id="r@3.8"), unit)
-        for unit in many
-    )
-    assert 800 < both < 1_200
+    """Who got the candidate in one trial says nothing of the next, of any route and any weight."""
+    many = [unit_of("key", str(number)) for number in range(100_000)]
+    for weight, other in ((50.0, trial(50, id="r@3.8")), (5.0, trial(20, id="q@2.5"))):
+        table = Counter(
+            (on_candidate(trial(weight), unit), on_candidate(other, unit)) for unit in many
+        )
+        counts = [[table[one, two] for two in (False, True)] for one in (False, True)]
+        assert chi2_contingency(counts).pvalue > 1e-4
 
 
 @given(units, units, units)

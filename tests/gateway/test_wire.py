@@ -82,6 +82,10 @@ def test_asking_for_usage_adds_only_that(case: tuple[dict[str, Any], bytes]) -> 
         (None, {"include_usage": True}),
         ({}, {"include_usage": True}),
         ({"include_usage": False, "x": 1}, {"include_usage": True, "x": 1}),
+        (
+            {"continuous_usage_stats": True},
+            {"include_usage": True, "continuous_usage_stats": False},
+        ),
     ],
 )
 def test_the_clients_stream_options_are_kept(options: Any, expected: Any) -> None:
@@ -90,6 +94,19 @@ def test_the_clients_stream_options_are_kept(options: Any, expected: Any) -> Non
     assert not request.wants_usage
     asked = json.loads(wire.splice(request, b'"m"', ask_usage=True))
     assert asked == {**body, "model": "m", "stream_options": expected}
+
+
+def test_stream_options_are_found_however_they_are_spelt() -> None:
+    body = rb'{"model":"r","stream":true,"stream\u005foptions":{"include_usage":false}}'
+    asked = json.loads(wire.splice(wire.read_request(body), b'"m"', ask_usage=True))
+    assert asked["stream_options"] == {"include_usage": True}
+
+
+def test_a_number_that_no_float_holds_is_no_fault_of_a_version_with_a_prompt() -> None:
+    prompt = Prompt(({"role": "system", "content": "Be brief."},))
+    request = wire.read_request(b'{"model":"r","messages":[],"seed":1e999}')
+    with pytest.raises(InvalidInputError, match="cannot read"):
+        wire.render(request, version(prompt=prompt), wire.CHAT)
 
 
 def test_the_name_of_an_option_inside_the_prompt_is_no_option() -> None:
