@@ -1,5 +1,6 @@
 """Who answers: a replica of the version, another one, or stable for the candidate."""
 
+import asyncio
 from collections.abc import Sequence
 from random import getrandbits
 from time import perf_counter
@@ -98,7 +99,9 @@ class Attempts:
         while True:
             replica = self._replica(call, served, tried)
             try:
-                return await self._attempt(call, served, replica)
+                if self._settings.hedge.after_seconds is None or tried or not call.request.stream:
+                    return await self._attempt(call, served, replica)
+                return await self._hedged(call, served, replica, tried)
             except NotResidentError:
                 tried.append(replica)
                 if not self._may_retry(served, tried):
@@ -110,6 +113,43 @@ class Attempts:
                     if isinstance(error, EngineRefusedError) and self._is_last(call, served):
                         return error.attempt
                     raise
+
+    async def _hedged(
+        self, call: Call, served: Served, replica: Replica, tried: list[Replica]
+    ) -> Attempt:
+        """The first answer of one replica, or where it keeps us waiting, of another one too.
+
+        The other one joins `tried` at once. It spends what a retry would spend, so that engines
+        that are all slow are not asked twice as much.
+        """
+        asked = [asyncio.create_task(self._attempt(call, served, replica))]
+        won: asyncio.Task[Attempt] | None = None
+        try:
+            await asyncio.wait(asked, timeout=self._settings.hedge.after_seconds)
+            if not asked[0].done() and self._may_retry(served, [replica]):
+                other = self._replica(call, served, [replica])
+                tried.append(other)
+                asked.append(asyncio.create_task(self._attempt(call, served, other)))
+            sent_at = call.sent_at
+            won = await _first_good(asked)
+            answer = await won
+            # The caller waited from the first question on.
+            call.sent_at = sent_at
+            if len(asked) > 1:
+                self._metrics.hedged(replica.engine.name, won=won is asked[1])
+            return answer
+        finally:
+            await self._call_off(replica.engine.name, [task for task in asked if task is not won])
+
+    async def _call_off(self, engine: str, losers: Sequence[asyncio.Task[Attempt]]) -> None:
+        """Stop them on their engines: who was slower than another says nothing of itself."""
+        for task in losers:
+            task.cancel()
+        for outcome in await asyncio.gather(*losers, return_exceptions=True):
+            if isinstance(outcome, Attempt):
+                outcome.end("unknown")
+            elif isinstance(outcome, UpstreamError):
+                self._metrics.upstream_error(engine, outcome.reason)
 
     def _replica(self, call: Call, served: Served, tried: Sequence[Replica]) -> Replica:
         found = self._fleet.available(served.urls, tried, perf_counter())
@@ -213,6 +253,17 @@ class Attempts:
         else:
             attempt.whole = True
         attempt.first = parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _first_good(asked: Sequence[asyncio.Task[Attempt]]) -> asyncio.Task[Attempt]:
+    """The first of them that has an answer; where none has one, the one that was asked last."""
+    pending = set(asked)
+    while pending:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in asked:
+            if task in done and task.exception() is None:
+                return task
+    return asked[-1]
 
 
 def _is_stream(response: Response) -> bool:

@@ -97,6 +97,9 @@ class Metrics:
         self._discovery_errors = self._counter(
             "discovery_errors_total", "Names of engines that could not be resolved.", ("engine",)
         )
+        self._hedges = self._counter(
+            "hedges_total", "Requests that a second replica was asked as well.", ("engine", "won")
+        )
         self._reloads = self._counter(
             "config_reloads_total", "Times that the configuration was read anew.", ("result",)
         )
@@ -178,6 +181,10 @@ class Metrics:
 
     def discovery_failed(self, engine: str) -> None:
         self._discovery_errors.labels(engine).inc()
+
+    def hedged(self, engine: str, *, won: bool) -> None:
+        """`won` is whether the second replica answered first."""
+        self._hedges.labels(engine, "second" if won else "first").inc()
 
     def reloaded(self, result: Literal["applied", "refused"]) -> None:
         self._reloads.labels(result).inc()

@@ -58,6 +58,15 @@ class BalanceSection(Section):
     affinity_load: float = Field(1.25, ge=1)
 
 
+class HedgeSection(Section):
+    """Whether a second replica is asked where the first keeps a stream waiting.
+
+    after_seconds: for its first token; None never asks a second one.
+    """
+
+    after_seconds: float | None = Field(None, gt=0)
+
+
 class RedactionSection(Section):
     """What is taken out of exchanges and feedback before they are stored.
 
@@ -152,6 +161,7 @@ class GatewaySettings(Section):
     upstream: UpstreamSection = UpstreamSection()
     health: HealthSection = HealthSection()
     balance: BalanceSection = BalanceSection()
+    hedge: HedgeSection = HedgeSection()
     admission: AdmissionSection = AdmissionSection()
     capture: CaptureSection = CaptureSection()
     feedback: FeedbackSection = FeedbackSection()

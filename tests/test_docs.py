@@ -23,6 +23,7 @@ from gateway.settings import (
     FeedbackSection,
     GatewaySettings,
     HealthSection,
+    HedgeSection,
     RedactionSection,
     UpstreamSection,
 )
@@ -63,6 +64,7 @@ SECTIONS: dict[str, type] = {
     "[gateway.upstream]": UpstreamSection,
     "[gateway.health]": HealthSection,
     "[gateway.balance]": BalanceSection,
+    "[gateway.hedge]": HedgeSection,
     "[gateway.capture]": CaptureSection,
     "[gateway.admission]": AdmissionSection,
     "[gateway.feedback]": FeedbackSection,

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -414,3 +415,73 @@ async def _discovery_errors(gateway: RunningGateway) -> float:
         r'sluice_discovery_errors_total\{engine="main"\} (\S+)', await metrics(gateway)
     )
     return float(found[1]) if found else 0.0
+
+
+HEDGED: dict[str, Any] = {"hedge": {"after_seconds": 0.05}, "balance": {"affinity": True}}
+
+
+@pytest.mark.parametrize("headers", [True, False], ids=["no headers", "no token"])
+async def test_another_replica_answers_a_stream_that_the_first_keeps_waiting(
+    engine: StubEngine, tmp_path: Path, headers: bool
+) -> None:
+    async with StubEngine(base="base", any_model=True) as other:
+        both = (engine, other)
+        config = settings(tmp_path, *(one.url for one in both), **HEDGED)
+        async with serving(config, catalog(*(one.url for one in both))) as running:
+            # Affinity sends the same prompt to the same replica, so we know whom to slow down.
+            assert (await running.send(body=STREAM)).status == 200
+            slow = next(one for one in both if one.inference_requests)
+            quick = other if slow is engine else engine
+            gate = asyncio.Event()
+            slow.script(
+                Reply(hold_headers=gate) if headers else Reply(hold_stream=gate, hold_after=0)
+            )
+            answer = await running.send(body=STREAM)
+            assert (answer.status, answer.body[-14:]) == (200, b"data: [DONE]\n\n")
+            assert len(quick.inference_requests) == 1
+            await slow.wait_for_cancelled(1)
+            assert 'sluice_hedges_total{engine="main",won="second"} 1.0' in await metrics(running)
+            # Who lost is not broken: it is asked again.
+            assert (await running.send(body=STREAM)).status == 200
+            assert len(slow.inference_requests) == 3
+
+
+async def test_a_client_that_leaves_cancels_both_questions(
+    engine: StubEngine, tmp_path: Path
+) -> None:
+    async with StubEngine(base="base", any_model=True) as other:
+        both = (engine, other)
+        for one in both:
+            one.script(Reply(hold_headers=asyncio.Event()))
+        config = settings(tmp_path, *(one.url for one in both), **HEDGED)
+        async with serving(config, catalog(*(one.url for one in both))) as running:
+            asking = asyncio.create_task(running.send(body=STREAM))
+            for one in both:
+                await one.wait_for_requests(1)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            for one in both:
+                await one.wait_for_cancelled(1)
+
+
+async def test_hedges_spend_the_budget_and_leave_whole_answers_alone(
+    engine: StubEngine, tmp_path: Path
+) -> None:
+    async with StubEngine(base="base", any_model=True) as other:
+        both, gate = (engine, other), asyncio.Event()
+        for one in both:
+            one.script(Reply(hold_headers=gate), times=None)
+        config = settings(tmp_path, *(one.url for one in both), retry_ratio=0, **HEDGED)
+        async with serving(config, catalog(*(one.url for one in both))) as running:
+            asking = [asyncio.create_task(running.send(body=BODY)) for _ in range(5)]
+            asking += [asyncio.create_task(running.send(body=STREAM)) for _ in range(20)]
+
+            def asked() -> int:
+                return sum(len(one.inference_requests) for one in both)
+
+            # The reserve of ten retries, and not one more.
+            await until(lambda: asked() == 35, "the hedges")
+            gate.set()
+            answers = await asyncio.gather(*asking)
+            assert {answer.status for answer in answers} == {200}
+            assert asked() == 35
