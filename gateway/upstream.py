@@ -67,6 +67,12 @@ class UpstreamPool:
             origin = self._origins[url] = _Origin(url)
         return Response(self, origin, origin.head(method, path, headers, len(body)), body)
 
+    def forget(self, url: str) -> None:
+        """Keep no connection to an engine that is gone; what is under way there goes on."""
+        origin = self._origins.pop(url, None)
+        while origin is not None and origin.idle:
+            origin.idle.popleft().abort()
+
     async def aclose(self) -> None:
         """Close every connection; what is under way fails with UpstreamError."""
         if self._timer is not None:
@@ -117,17 +123,19 @@ class UpstreamPool:
         except TimeoutError as exc:
             raise UpstreamError(
                 "connect",
-                f"no connection to {origin.url} within {self.limits.connect_seconds:g} s",
+                f"the engine took no connection within {self.limits.connect_seconds:g} s",
             ) from exc
         except OSError as exc:
-            raise UpstreamError("connect", f"cannot connect to {origin.url}: {exc}") from exc
+            # Clients read this, and where an engine is, is no business of theirs.
+            raise UpstreamError("connect", "the engine takes no connection") from exc
         self._busy.add(connection)
         return connection
 
     def give_back(self, origin: "_Origin", connection: "_Connection") -> None:
         """Keep the connection for the next request, or close it where it can carry none."""
         self._busy.discard(connection)
-        if connection.reusable and len(origin.idle) < self.limits.maximum_idle:
+        known = self._origins.get(origin.url) is origin
+        if known and connection.reusable and len(origin.idle) < self.limits.maximum_idle:
             connection.rest()
             origin.idle.append(connection)
         else:

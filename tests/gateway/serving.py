@@ -31,6 +31,8 @@ SECRET = "sk-test"
 KEY = ApiKey("k1", "tests", digest_secret(SECRET), frozenset({"infer"}), AT)
 # Nothing listens on the discard port, so a store there is one that is gone.
 NO_STORE = "redis://127.0.0.1:9/0"
+# Nor is there a controller, unless a test has one; least of all somebody else's on the usual port.
+NOWHERE = "http://127.0.0.1:9"
 ROUTE = Route("r", "main", capture=1.0)
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -69,7 +71,7 @@ def settings(folder: Path, *urls: str, store: str = NO_STORE, **own: Any) -> Set
             "data_dir": folder,
             "store": {"url": store},
             "engines": [EngineSection(name="main", urls=urls, base="base")] if urls else [],
-            "gateway": {"health": {"check_seconds": 3600}, **own},
+            "gateway": {"health": {"check_seconds": 3600}, "controller_url": NOWHERE, **own},
         }
     )
 

@@ -120,6 +120,18 @@ async def test_an_engine_cut_off_anywhere_is_an_error_and_never_half_an_answer(
     assert (await gateway.send(body=BODY)).json()["choices"] == json.loads(whole)["choices"]
 
 
+async def test_an_engine_that_is_gone_is_not_named_to_clients(
+    gateway: RunningGateway, behind: ChaosProxy, engine: StubEngine
+) -> None:
+    await behind.refuse()
+    behind.cut()
+    for _ in range(3):
+        answer = await gateway.send(body=BODY)
+        assert answer.status in (502, 503)
+        assert b"127.0.0.1" not in answer.body
+        assert str(behind.port).encode() not in answer.body
+
+
 async def test_a_stream_cut_off_anywhere_says_so(
     gateway: RunningGateway, behind: ChaosProxy
 ) -> None:

@@ -267,6 +267,30 @@ async def test_no_path_is_answered_by_accident(gateway: RunningGateway, engine: 
     assert engine.inference_requests == []
 
 
+async def test_nobody_changes_an_engine_through_the_gateway(
+    gateway: RunningGateway, engine: StubEngine
+) -> None:
+    body = json.dumps({"model": "r@1", "lora_name": "x", "lora_path": "/"}).encode()
+    for verb in (
+        "load",
+        "unload",
+        "%6coad",
+        "Load",
+        "./load",
+        "x/../load",
+        "/load",
+        "x%2f..%2fload",
+    ):
+        for end in ("", "/", "?x", "%20", "%00", ";x"):
+            answer = await gateway.send(path=f"/v1/{verb}_lora_adapter{end}", body=body)
+            assert_is_an_error(answer, 404)
+    assert [each.path for each in engine.requests if "adapter" in each.path.lower()] in (
+        [],
+        # Other letters are another path, which no engine has.
+        ["/v1/Load_lora_adapter"] * 2,
+    )
+
+
 async def test_a_client_names_no_label_of_a_metric(
     gateway: RunningGateway, engine: StubEngine
 ) -> None:
