@@ -185,6 +185,8 @@ async def watch(fleet: Fleet, pool: UpstreamPool) -> None:
             now = set(fleet.replicas.values())
             for replica in watched.keys() - now:
                 watched.pop(replica).cancel()
+                if replica.url not in fleet.replicas:
+                    pool.forget(replica.url)
             for replica in now - watched.keys():
                 watched[replica] = tasks.create_task(_watch_one(replica, fleet, pool))
             await fleet.change()

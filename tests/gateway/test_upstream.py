@@ -42,6 +42,24 @@ async def test_connections_are_kept_and_used_again(pool: UpstreamPool, engine: S
     assert pool.open_connections == 1
 
 
+async def test_an_engine_that_is_gone_keeps_no_connection_and_finishes_what_it_has(
+    pool: UpstreamPool, engine: StubEngine
+) -> None:
+    gate = asyncio.Event()
+    engine.script(Reply(hold_stream=gate))
+    async with pool.request(engine.url, b"POST", CHAT, (), STREAM) as response:
+        body = await response.read()
+        await ask(pool, engine.url)
+        assert pool.open_connections == 2
+        pool.forget(engine.url)
+        assert pool.open_connections == 1
+        gate.set()
+        while data := await response.read():
+            body += data
+    assert body.endswith(b"data: [DONE]\n\n")
+    assert pool.open_connections == 0
+
+
 async def test_each_request_at_once_has_its_own_connection(
     pool: UpstreamPool, engine: StubEngine
 ) -> None:
