@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -84,13 +84,17 @@ class Request:
     form: bool = False
 
 
+# What an engine says; a counter takes nothing less than nothing.
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class Usage(msgspec.Struct):
     """Tokens, in the words of either API."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
+    prompt_tokens: _Count = 0
+    completion_tokens: _Count = 0
+    input_tokens: _Count = 0
+    output_tokens: _Count = 0
 
     @property
     def prompt(self) -> int:

@@ -132,6 +132,19 @@ async def test_an_engine_that_is_gone_is_not_named_to_clients(
         assert str(behind.port).encode() not in answer.body
 
 
+@pytest.mark.parametrize(
+    "body", [b"", b"x", b"[]", b'{"usage":5}', b'{"usage":{"prompt_tokens":-5}}', b"\xff"]
+)
+async def test_an_engine_that_talks_nonsense_is_passed_on_and_counted(
+    gateway: RunningGateway, engine: StubEngine, body: bytes
+) -> None:
+    engine.script(EngineReply(body=body))
+    assert (await gateway.send(body=BODY)).body == body
+    engine.script(EngineReply(chunks=[b"data: " + body + b"\n\n"]))
+    assert (await gateway.send(body=STREAM)).body == b"data: " + body + b"\n\n"
+    assert 'sluice_requests_total{arm="stable",code="200",' in await metrics(gateway)
+
+
 async def test_a_stream_cut_off_anywhere_says_so(
     gateway: RunningGateway, behind: ChaosProxy
 ) -> None:

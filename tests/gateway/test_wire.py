@@ -252,3 +252,4 @@ def test_usage_is_read_in_either_spelling() -> None:
     assert (chat.prompt, chat.completion) == (response.prompt, response.completion) == (3, 4)
     assert wire.read_usage(b'{"usage":null}') is None
     assert wire.read_usage(b"oops") is None
+    assert wire.read_usage(b'{"usage":{"prompt_tokens":-5}}') is None
