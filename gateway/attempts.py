@@ -209,7 +209,8 @@ class Attempts:
         if response.status >= 500:
             attempt.end("failed")
             raise EngineRefusedError(attempt)
-        if response.status == 404 and served.name.strip(b'"') in attempt.first:
+        adapted = served.version.adapter is not None
+        if adapted and response.status == 404 and served.name.strip(b'"') in attempt.first:
             # The name is ours, not the client's: the engine was restarted and forgot the adapter.
             attempt.end("unknown")
             raise NotResidentError(f"the engine does not serve {served.version.name} any more")
