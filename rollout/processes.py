@@ -161,7 +161,10 @@ class Supervisor:
             for name, running in self._running.items()
             if running.process is not None
         }
-        self._register.write_text(json.dumps(processes))
+        draft = self._register.with_suffix(".draft")
+        draft.write_text(json.dumps(processes))
+        # Whole or not at all: a supervisor that is killed here must not leave half a list.
+        draft.replace(self._register)
 
     def _open_log(self, name: str) -> BinaryIO:
         self._logs.mkdir(parents=True, exist_ok=True)
