@@ -267,18 +267,20 @@ async def test_open_streams_of_others_go_on_while_one_engine_is_cut(
         config = settings(tmp_path, behind.url, other.url, upstream=PATIENCE | {
             "between_bytes_seconds": 5.0, "first_byte_seconds": 5.0
         })  # fmt: skip
-        async with serving(config, catalog(behind.url, other.url)) as gateway:
-            async with AsyncExitStack() as stack:
-                wires = [await stack.enter_async_context(connected(gateway)) for _ in range(8)]
-                for wire in wires:
-                    wire.send(head(STREAM) + STREAM)
-                # Once a client has an event, nobody else can answer in the engine's place.
-                begun = [await read_until(wire, b"data:") for wire in wires]
-                broken = engine.running
-                behind.cut()
-                await engine.wait_for_cancelled(broken)
-                gate.set()
-                endings = [await read_until(wire, b"0\r\n\r\n") for wire in wires]
+        async with (
+            serving(config, catalog(behind.url, other.url)) as gateway,
+            AsyncExitStack() as stack,
+        ):
+            wires = [await stack.enter_async_context(connected(gateway)) for _ in range(8)]
+            for wire in wires:
+                wire.send(head(STREAM) + STREAM)
+            # Once a client has an event, nobody else can answer in the engine's place.
+            begun = [await read_until(wire, b"data:") for wire in wires]
+            broken = engine.running
+            behind.cut()
+            await engine.wait_for_cancelled(broken)
+            gate.set()
+            endings = [await read_until(wire, b"0\r\n\r\n") for wire in wires]
         streams = [start + end for start, end in zip(begun, endings, strict=True)]
         assert [each.count(b"[DONE]") + each.count(b'"engine_failed"') for each in streams] == [
             1
