@@ -27,10 +27,12 @@ from gateway.errors import (
     OverloadedError,
 )
 from gateway.evidence import Evidence
+from gateway.fast import FastPath
 from gateway.feedback import FeedbackDesk, Receipts, read_body
 from gateway.health import Fleet
 from gateway.limits import Admission
 from gateway.metrics import Metrics
+from gateway.protocol import Exchange
 from gateway.redaction import Redactor
 from gateway.relay import Relay, find_lane, send_error
 from gateway.routing import View
@@ -63,6 +65,7 @@ class _Parts:
     """What requests are answered with, while the gateway runs."""
 
     relay: Relay
+    fast: FastPath
     snapshot: Snapshot
     metrics: Metrics
     authenticator: Authenticator
@@ -129,6 +132,11 @@ class Gateway:
         """Answer 503 to inference from now on; what runs goes on."""
         if self._parts is not None:
             self._parts.relay.refusing = True
+
+    def take(self, exchange: Exchange) -> bool:
+        """Answer a whole request without a task, if it is one that can be; else it comes to
+        `__call__`."""
+        return self._parts is not None and self._parts.fast.take(exchange)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -209,13 +217,15 @@ class Gateway:
             await snapshot.start(stores)
             await shares.start(stores.quotas)
             authenticator = Authenticator(bootstrap_key())
+            attempts = Attempts(own, fleet, pool, metrics)
+            accounts = Accounts(metrics, evidence, captures, receipts)
             relay = Relay(
                 settings=own,
                 snapshot=snapshot,
                 authenticator=authenticator,
                 admission=self._admission,
-                attempts=Attempts(own, fleet, pool, metrics),
-                accounts=Accounts(metrics, evidence, captures, receipts),
+                attempts=attempts,
+                accounts=accounts,
                 shares=shares,
                 incarnation=self._incarnation,
             )
@@ -231,9 +241,11 @@ class Gateway:
                     tasks.create_task(metrics.watch_lag()),
                     tasks.create_task(self._observe(metrics, fleet)),
                 ]
+                fast = FastPath(relay, attempts, accounts)
                 yield _Parts(
-                    relay, snapshot, metrics, authenticator, feedback, controller, discovery
+                    relay, fast, snapshot, metrics, authenticator, feedback, controller, discovery
                 )
+                fast.end()
                 for task in background:
                     task.cancel()
             await self._say_goodbye(stores, snapshot, evidence, captures, shares, feedback)

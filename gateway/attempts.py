@@ -16,7 +16,7 @@ from gateway.routing import Choice, Served
 from gateway.settings import GatewaySettings
 from gateway.sse import StreamReader
 from gateway.upstream import Response, UpstreamPool
-from rollout.errors import EngineUnavailableError, UnavailableError
+from rollout.errors import EngineUnavailableError, SluiceError, UnavailableError
 
 
 class Attempt:
@@ -33,6 +33,11 @@ class Attempt:
         self.whole = False
         self._ended = False
         replica.begin()
+
+    def read_stream(self, call: Call) -> StreamReader:
+        """From now on the answer is one of events."""
+        self.reader = StreamReader(strip_usage=not call.request.wants_usage)
+        return self.reader
 
     def end(self, outcome: Outcome) -> None:
         if not self._ended:
@@ -61,6 +66,11 @@ class Attempts:
         self._metrics = metrics
         self._budget = RetryBudget(settings.retry_ratio)
 
+    @property
+    def largest(self) -> int:
+        """Of an answer that is held until it is whole, in bytes."""
+        return self._settings.maximum_answer_bytes
+
     def configure(self, settings: GatewaySettings) -> None:
         """Go by these from the next request on."""
         self._settings = settings
@@ -80,28 +90,42 @@ class Attempts:
         self._metrics.admission_refused(choice.served.version.engine)
         raise OverloadedError("the engines have as much to do as they can: try again in a moment")
 
-    async def ask(self, call: Call) -> Attempt:
-        """The first answer that can be passed on. Nothing was sent to the client before it."""
+    def begin(self, call: Call) -> Attempt | None:
+        """The first attempt of a call: its request is sent where a connection is idle. None where
+        nobody can be asked, or more than one; `ask` then does what is to be done."""
         self._budget.earn()
+        if self._hedges(call):
+            return None
+        served = call.choice.served
+        try:
+            attempt = self._begin(call, served, self._replica(call, served, ()))
+        except SluiceError:
+            return None
+        attempt.response.start()
+        return attempt
+
+    async def ask(self, call: Call, begun: Attempt | None) -> Attempt:
+        """The first answer that can be passed on. Nothing was sent to the client before it."""
         choice = call.choice
         try:
-            return await self._ask_version(call, choice.served)
+            return await self._ask_version(call, choice.served, begun)
         except (UnavailableError, PromptPlaceError):
             # Any other fault in the body is the client's, and says nothing of the candidate.
             if choice.fallback is None:
                 raise
         call.fell_back = True
         self._metrics.fell_back(call.lane.route.name)
-        return await self._ask_version(call, choice.fallback)
+        return await self._ask_version(call, choice.fallback, None)
 
-    async def _ask_version(self, call: Call, served: Served) -> Attempt:
+    async def _ask_version(self, call: Call, served: Served, begun: Attempt | None) -> Attempt:
         tried: list[Replica] = []
         while True:
-            replica = self._replica(call, served, tried)
+            replica = begun.replica if begun else self._replica(call, served, tried)
             try:
-                if self._settings.hedge.after_seconds is None or tried or not call.request.stream:
-                    return await self._attempt(call, served, replica)
-                return await self._hedged(call, served, replica, tried)
+                if begun is None and not tried and self._hedges(call):
+                    return await self._hedged(call, served, replica, tried)
+                attempt = begun or self._begin(call, served, replica)
+                return await self._until_answered(call, attempt)
             except NotResidentError:
                 tried.append(replica)
                 if not self._may_retry(served, tried):
@@ -113,6 +137,13 @@ class Attempts:
                     if isinstance(error, EngineRefusedError) and self._is_last(call, served):
                         return error.attempt
                     raise
+            begun = None
+
+    def _hedges(self, call: Call) -> bool:
+        return self._settings.hedge.after_seconds is not None and call.request.stream
+
+    async def _attempt(self, call: Call, served: Served, replica: Replica) -> Attempt:
+        return await self._until_answered(call, self._begin(call, served, replica))
 
     async def _hedged(
         self, call: Call, served: Served, replica: Replica, tried: list[Replica]
@@ -185,17 +216,20 @@ class Attempts:
     def _is_last(self, call: Call, served: Served) -> bool:
         return call.choice.fallback is None or served is call.choice.fallback
 
-    async def _attempt(self, call: Call, served: Served, replica: Replica) -> Attempt:
+    def _begin(self, call: Call, served: Served, replica: Replica) -> Attempt:
+        attempt = Attempt(served, replica, self._request(call, served, replica))
+        call.sent_at = perf_counter()
+        return attempt
+
+    async def _until_answered(self, call: Call, attempt: Attempt) -> Attempt:
         """Ask one replica, up to the first byte that could go to the client.
 
         A 5xx answer is an UpstreamError; any other status is an answer.
         """
-        attempt = Attempt(served, replica, self._request(call, served, replica))
+        response, served = attempt.response, attempt.served
         try:
-            response = attempt.response
-            call.sent_at = perf_counter()
             await response.open()
-            if response.status == 200 and _is_stream(response):
+            if response.status == 200 and is_stream(response):
                 await self._first_events(call, attempt)
             else:
                 await self._whole_body(attempt)
@@ -232,15 +266,14 @@ class Attempts:
         return self._pool.request(replica.url, b"POST", target, headers, body)
 
     async def _first_events(self, call: Call, attempt: Attempt) -> None:
-        reader = StreamReader(strip_usage=not call.request.wants_usage)
-        attempt.reader = reader
-        while not attempt.first:
+        reader = attempt.reader or attempt.read_stream(call)
+        while not (attempt.first or reader.failed):
             data = await attempt.response.read()
             if not data:
                 break
             attempt.first = reader.feed(data)
-            if reader.failed:
-                raise UpstreamError("error_event", "the engine began its stream with an error")
+        if reader.failed:
+            raise UpstreamError("error_event", "the engine began its stream with an error")
 
     async def _whole_body(self, attempt: Attempt) -> None:
         """Hold the answer until it is whole, or until it is too large to be held."""
@@ -249,7 +282,7 @@ class Attempts:
         while data := await attempt.response.read():
             parts.append(data)
             size += len(data)
-            if size > self._settings.maximum_answer_bytes:
+            if size > self.largest:
                 break
         else:
             attempt.whole = True
@@ -267,6 +300,6 @@ async def _first_good(asked: Sequence[asyncio.Task[Attempt]]) -> asyncio.Task[At
     return asked[-1]
 
 
-def _is_stream(response: Response) -> bool:
+def is_stream(response: Response) -> bool:
     content_type = response.header(b"content-type")
     return content_type is not None and content_type.startswith(b"text/event-stream")

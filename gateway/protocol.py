@@ -10,8 +10,9 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from http import HTTPStatus
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 from urllib.parse import unquote
 
 import httptools
@@ -25,7 +26,12 @@ _log = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
+HeaderList = list[tuple[bytes, bytes]]
 Application = Callable[[Scope, Any, Any], Awaitable[None]]
+# The same for a request that is known already: called with `receive` and `send`.
+Answer = Callable[[Any, Any], Awaitable[None]]
+# Answers a request that has arrived whole without a task of its own; False where it can't.
+Direct = Callable[["Exchange"], bool]
 
 # A body is read from the socket no faster than the application takes it.
 _BODY_HIGH_WATER: Final = 256 * 1024
@@ -41,6 +47,18 @@ _STATUS_LINES: Final = {
 }
 
 
+class Sink(Protocol):
+    """Who answers an exchange without a task, and is told here what a task would find out."""
+
+    def pause(self) -> None:
+        """The client takes no more for now."""
+
+    def resume(self) -> None: ...
+
+    def gone(self) -> None:
+        """The client went away."""
+
+
 class ClientProtocol(asyncio.Protocol):
     """One connection of a client: requests in, answered one after the other."""
 
@@ -49,6 +67,7 @@ class ClientProtocol(asyncio.Protocol):
         "_app",
         "_config",
         "_current",
+        "_direct",
         "_expects",
         "_head_began_at",
         "_header_bytes",
@@ -62,6 +81,7 @@ class ClientProtocol(asyncio.Protocol):
         "_reading",
         "_stalled",
         "_state",
+        "_undecided",
         "_url",
         "_writable",
         "client",
@@ -77,6 +97,8 @@ class ClientProtocol(asyncio.Protocol):
         server_state: ServerState,
         app_state: dict[str, Any],  # noqa: ARG002 - uvicorn's signature
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        direct: Direct | None = None,
     ) -> None:
         if not config.loaded:
             config.load()
@@ -87,9 +109,12 @@ class ClientProtocol(asyncio.Protocol):
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
         # What follows a request that closes the connection is not read, and no error.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._current: _Exchange | None = None  # the request that is being answered
-        self._reading: _Exchange | None = None  # the request whose body is arriving
-        self._next: deque[_Exchange] = deque()
+        self._direct = direct
+        # Begun with the read that is being parsed: it is answered directly if that ends it.
+        self._undecided: Exchange | None = None
+        self._current: Exchange | None = None  # the request that is being answered
+        self._reading: Exchange | None = None  # the request whose body is arriving
+        self._next: deque[Exchange] = deque()
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._header_bytes = 0
@@ -130,6 +155,8 @@ class ClientProtocol(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
+            if self._undecided is not None:
+                self._run(self._undecided)
         except httptools.HttpParserUpgrade:
             self._refuse(BadHttpError("this server speaks HTTP/1.1 and nothing else"))
         except httptools.HttpParserError as exc:
@@ -145,11 +172,15 @@ class ClientProtocol(asyncio.Protocol):
         if self._writable is None:
             self._writable = self._loop.create_future()
             self._stalled = (self.transport.get_write_buffer_size(), self._loop.time())
+            if self._current is not None and self._current.sink is not None:
+                self._current.sink.pause()
 
     def resume_writing(self) -> None:
         writable, self._writable = self._writable, None
         if writable is not None and not writable.done():
             writable.set_result(None)
+        if self._current is not None and self._current.sink is not None:
+            self._current.sink.resume()
 
     # httptools' side
 
@@ -176,7 +207,11 @@ class ClientProtocol(asyncio.Protocol):
         self._head_began_at = None
         exchange = self._reading = self._exchange()
         if self._current is None:
-            self._start(exchange)
+            self._current = exchange
+            if self._direct is not None and exchange.plain and self._writable is None:
+                self._undecided = exchange
+            else:
+                self._run(exchange)
         else:
             # A pipelined request waits for its turn, and the rest of them in the socket.
             self._next.append(exchange)
@@ -188,8 +223,12 @@ class ClientProtocol(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         exchange, self._reading = self._reading, None
-        if exchange is not None:
-            exchange.body_ended()
+        if exchange is None:
+            return
+        exchange.body_ended()
+        if exchange is self._undecided:
+            self._undecided = None
+            self._answer(exchange)
 
     # uvicorn's side
 
@@ -224,7 +263,7 @@ class ClientProtocol(asyncio.Protocol):
             self._paused = False
             self.transport.resume_reading()
 
-    def answered(self, exchange: "_Exchange") -> None:
+    def answered(self, exchange: "Exchange") -> None:
         """The answer is out: take the next request, or wait for one."""
         self._state.total_requests += 1
         self._active_at = self._loop.time()
@@ -232,36 +271,44 @@ class ClientProtocol(asyncio.Protocol):
         if not exchange.keep_alive:
             self._close(linger=exchange.unread)
         elif self._next:
-            self._start(self._next.popleft())
+            self._current = self._next.popleft()
+            self._run(self._current)
         if not self.transport.is_closing():
             self.resume_reading()
 
-    def _exchange(self) -> "_Exchange":
+    def _exchange(self) -> "Exchange":
         parser = self._parser
         assert parser is not None  # noqa: S101 - it is the one that calls
-        url = httptools.parse_url(self._url)
-        path = url.path.decode("ascii")
         version = parser.get_http_version()
-        scope: Scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": version,
-            "method": parser.get_method().decode("ascii"),
-            "scheme": "http",
-            "path": unquote(path) if "%" in path else path,
-            "raw_path": url.path,
-            "query_string": url.query or b"",
-            "root_path": "",
-            "headers": self._headers,
-            "client": self.client,
-            "server": self.server,
-        }
-        keep_alive = version != "1.0" and parser.should_keep_alive()
-        return _Exchange(self, scope, self._loop, keep_alive=keep_alive, expects=self._expects)
+        return Exchange(
+            self,
+            self._loop,
+            method=parser.get_method(),
+            url=self._url,
+            version=version,
+            headers=self._headers,
+            keep_alive=version != "1.0" and parser.should_keep_alive(),
+            expects=self._expects,
+        )
 
-    def _start(self, exchange: "_Exchange") -> None:
-        self._current = exchange
-        task = self._loop.create_task(exchange.run(self._app))
+    def _answer(self, exchange: "Exchange") -> None:
+        """Answer a request that is whole, directly where that can be."""
+        assert self._direct is not None  # noqa: S101 - it is why the exchange was undecided
+        try:
+            if not self._direct(exchange):
+                self._run(exchange)
+        except Exception:  # noqa: BLE001 - the last net; it says what happened
+            _log.exception("a request failed in a way that nobody foresaw")
+            exchange.refuse(InternalError("the gateway failed; its log says why"))
+            self.transport.close()
+
+    def _run(self, exchange: "Exchange") -> None:
+        """Answer in a task."""
+        self._undecided = None
+        self.run(exchange, partial(self._app, exchange.scope()))
+
+    def run(self, exchange: "Exchange", answer: Answer) -> None:
+        task = self._loop.create_task(exchange.run(answer))
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)
 
@@ -273,9 +320,10 @@ class ClientProtocol(asyncio.Protocol):
     def _refuse(self, error: SluiceError) -> None:
         """Answer what cannot be parsed, and close; an answer that is under way is finished first."""
         self._parser = None
+        self._undecided = None
         exchange = self._current
         if exchange is None:
-            exchange = _Exchange(self, {"method": "", "http_version": "1.1"}, self._loop)
+            exchange = Exchange(self, self._loop)
         elif self._reading is not exchange:
             # Those that wait behind it may be what cannot be parsed; none of them is answered.
             self._next.clear()
@@ -323,8 +371,8 @@ class ClientProtocol(asyncio.Protocol):
         return now - since > _STALL_SECONDS
 
 
-class _Exchange:
-    """One request and its answer, as ASGI sees them."""
+class Exchange:
+    """One request and its answer: as ASGI sees them, or answered directly by a `Sink`."""
 
     __slots__ = (
         "_asked",
@@ -340,24 +388,35 @@ class _Exchange:
         "_loop",
         "_more_body",
         "_remaining",
-        "_scope",
         "_size",
         "_waiter",
+        "headers",
         "keep_alive",
+        "method",
+        "sink",
+        "url",
+        "version",
     )
 
     def __init__(
         self,
         connection: ClientProtocol,
-        scope: Scope,
         loop: asyncio.AbstractEventLoop,
         *,
+        method: bytes = b"",
+        url: bytes = b"",
+        version: str = "1.1",
+        headers: HeaderList | None = None,
         keep_alive: bool = False,
         expects: bool = False,
     ) -> None:
         self._connection = connection
-        self._scope = scope
         self._loop = loop
+        self.method = method
+        self.url = url
+        self.version = version
+        self.headers = headers or []
+        self.sink: Sink | None = None
         self._expects = expects
         self._asked = False
         self._body: list[bytes] = []
@@ -373,10 +432,68 @@ class _Exchange:
         self._disconnected = False
         self.keep_alive = keep_alive
 
-    async def run(self, app: Application) -> None:
+    def scope(self) -> Scope:
+        """The request as ASGI says it."""
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": self.version,
+            "method": self.method.decode("ascii"),
+            "scheme": "http",
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": url.path,
+            "query_string": url.query or b"",
+            "root_path": "",
+            "headers": self.headers,
+            "client": self._connection.client,
+            "server": self._connection.server,
+        }
+
+    # For whoever answers directly.
+
+    @property
+    def plain(self) -> bool:
+        """Whether it may be answered directly, if it is whole."""
+        return self.method == b"POST" and not self._expects
+
+    def take_body(self) -> bytes:
+        """All of the body, once."""
+        self._asked = True
+        body, self._body, self._size = self._body, [], -1
+        return body[0] if len(body) == 1 else b"".join(body)
+
+    @property
+    def write_paused(self) -> bool:
+        return self._connection.write_paused
+
+    def hand_over(self, answer: Answer) -> None:
+        """Let a task answer instead; it receives no body, for that was taken."""
+        self.sink = None
+        self._connection.run(self, answer)
+
+    def begin(self, status: int, headers: HeaderList) -> None:
+        """The head of the answer; it leaves with the first piece."""
+        self._begin(status, headers)
+
+    def write(self, body: bytes, *, more: bool = False) -> None:
+        """A piece of the answer, or all of it."""
+        if not more:
+            self.sink = None
+        self._write(body, more=more)
+
+    def cut(self) -> None:
+        """End the connection, for the answer cannot be ended."""
+        self.sink = None
+        self._connection.transport.abort()
+
+    # For ASGI.
+
+    async def run(self, answer: Answer) -> None:
         """Run the application; an answer that it leaves unfinished ends with the connection."""
         try:
-            await app(self._scope, self.receive, self.send)
+            await answer(self.receive, self.send)
         except Exception:  # noqa: BLE001 - the last net; it says what happened
             _log.exception("a request failed in a way that nobody foresaw")
             self.refuse(InternalError("the gateway failed; its log says why"))
@@ -438,8 +555,9 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self._begin(message["status"], message["headers"])
             return
-        body: bytes = message["body"]
-        more = message.get("more_body", False)
+        self._write(message["body"], more=message.get("more_body", False))
+
+    def _write(self, body: bytes, *, more: bool) -> None:
         if self._bodiless:
             data = b""
         elif self._chunked:
@@ -451,7 +569,7 @@ class _Exchange:
             self._head = None
             data = head + data
         if data:
-            connection.transport.write(data)
+            self._connection.transport.write(data)
         if not more:
             self._end()
 
@@ -468,15 +586,18 @@ class _Exchange:
 
     def disconnect(self) -> None:
         self._disconnected = True
+        sink, self.sink = self.sink, None
+        if sink is not None:
+            sink.gone()
         self._wake()
 
-    def _begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def _begin(self, status: int, headers: HeaderList) -> None:
         parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
         self._begun = True
         if self._more_body:
             # Nobody will read the rest of the request, so the connection is good for no other.
             self.keep_alive = False
-        self._bodiless = status in _BODILESS or self._scope["method"] == "HEAD"
+        self._bodiless = status in _BODILESS or self.method == b"HEAD"
         framed = False
         for name, value in self._connection.default_headers:
             parts += (name, b": ", value, b"\r\n")
@@ -488,7 +609,7 @@ class _Exchange:
             elif name == b"connection" and value == b"close":
                 self.keep_alive = False
         if not framed and not self._bodiless:
-            self._chunked = self._scope["http_version"] == "1.1"
+            self._chunked = self.version == "1.1"
             if self._chunked:
                 parts.append(b"transfer-encoding: chunked\r\n")
             else:

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from time import perf_counter
 from typing import Final, cast
 
@@ -123,36 +123,71 @@ class Relay:
         self._attempts.configure(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = Call(scope["path"], scope["query_string"], perf_counter())
+        call = self.enter(scope["path"], scope["query_string"])
+        await self._settled(call, self._serve(call, scope, receive, send), send)
+
+    async def go_on(self, call: Call, begun: Attempt | None, receive: Receive, send: Send) -> None:
+        """Answer a call that was opened, and maybe begun, but needs to wait."""
+        await self._settled(call, self._answer(call, begun, receive, send), send)
+
+    async def refuse(self, call: Call, error: SluiceError, send: Send) -> None:
+        """Answer a call that was entered with an error."""
+        await self._send_refusal(call, error, send)
+        self.leave(call)
+
+    def enter(self, path: str, query: bytes) -> Call:
+        """A new call; `leave` must follow."""
         self._admission.inflight += 1
+        return Call(path, query, perf_counter())
+
+    def leave(self, call: Call) -> None:
+        self._admission.inflight -= 1
+        if call.ticket is not None:
+            call.ticket.settle(0)
+
+    async def _settled(self, call: Call, answering: Awaitable[None], send: Send) -> None:
         try:
-            await self._serve(call, scope, receive, send)
+            await answering
         except SluiceError as error:
-            self._accounts.refused(call, error.status)
-            limits = () if call.limited is None else self._shares.headers(call.limited)
-            request_id = call.id or next(self._ids)
-            await send_error(send, error, request_id, close=self.draining, extra=limits)
+            await self._send_refusal(call, error, send)
         finally:
-            self._admission.inflight -= 1
-            if call.ticket is not None:
-                call.ticket.settle(0)
+            self.leave(call)
+
+    async def _send_refusal(self, call: Call, error: SluiceError, send: Send) -> None:
+        self._accounts.refused(call, error.status)
+        limits = () if call.limited is None else self._shares.headers(call.limited)
+        request_id = call.id or next(self._ids)
+        await send_error(send, error, request_id, close=self.draining, extra=limits)
 
     async def _serve(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = scope["headers"]
+        key = self.greet(call, headers)
+        body = await self._read_body(receive, headers)
+        if body is None:
+            return
+        self.open(call, key, body)
+        await self._answer(call, self._attempts.begin(call), receive, send)
+
+    def greet(self, call: Call, headers: Iterable[tuple[bytes, bytes]]) -> ApiKey:
+        """Who is asking, by the head alone. Raises SluiceError where nobody is answered."""
         if self._admission.full:
             raise OverloadedError("the gateway has as many requests as it can hold: try again")
         if self.refusing:
             raise OverloadedError("this gateway is shutting down: try again")
-        headers = scope["headers"]
         self._read_headers(call, headers)
-        view = self._snapshot.view
         if not self._snapshot.ready:
             raise NotReadyError("the gateway does not know its routes yet: the store is not there")
-        key = self._auth.authenticate(call.authorization, view.keys)
+        key = self._auth.authenticate(call.authorization, self._snapshot.view.keys)
         if not key.limits.unlimited:
             call.limited = key
-        body = await self._read_body(receive, headers)
-        if body is None:
-            return
+        return key
+
+    def open(self, call: Call, key: ApiKey, body: bytes) -> None:
+        """Find who is to answer, and count the call from here on. Raises SluiceError where nobody
+        may."""
+        if len(body) > self._settings.maximum_body_bytes:
+            raise _too_large(self._settings.maximum_body_bytes)
+        view = self._snapshot.view
         call.key = key.id
         if call.path in wire.INFERENCE_PATHS:
             call.request = wire.read_request(body)
@@ -166,7 +201,6 @@ class Relay:
         if call.limited is not None:
             call.ticket = self._shares.admit(call.limited, body)
         self._accounts.open(call)
-        await self._answer(call, receive, send)
 
     def _read_headers(self, call: Call, headers: Iterable[tuple[bytes, bytes]]) -> None:
         to_engine = call.engine_headers
@@ -208,8 +242,6 @@ class Relay:
             if max(declared, len(body)) > maximum:
                 raise _too_large(maximum)
             return await self._read_rest(receive, body)
-        if len(body) > maximum:
-            raise _too_large(maximum)
         return body
 
     async def _read_rest(self, receive: Receive, first: bytes) -> bytes | None:
@@ -232,20 +264,22 @@ class Relay:
                 f"the body did not arrive within {self._settings.body_seconds:g} s"
             ) from exc
 
-    async def _answer(self, call: Call, receive: Receive, send: Send) -> None:
+    async def _answer(
+        self, call: Call, begun: Attempt | None, receive: Receive, send: Send
+    ) -> None:
         """Answer, and stop everything when the client goes away first."""
         watch = _ClientWatch(self._loop, receive)
         try:
-            await self._pass_on(call, send)
+            await self._pass_on(call, begun, send)
         except asyncio.CancelledError:
             if not watch.gone:
                 raise
         finally:
             watch.stop()
 
-    async def _pass_on(self, call: Call, send: Send) -> None:
+    async def _pass_on(self, call: Call, begun: Attempt | None, send: Send) -> None:
         try:
-            attempt = await self._attempts.ask(call)
+            attempt = await self._attempts.ask(call, begun)
         except BaseException as error:
             self._accounts.unanswered(call, error)
             raise
@@ -267,7 +301,7 @@ class Relay:
     async def _deliver_whole(self, call: Call, attempt: Attempt, send: Send) -> None:
         body, status = attempt.first, attempt.response.status
         attempt.end("answered")
-        headers = self._headers(call, attempt)
+        headers = self.headers(call, attempt)
         headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -280,7 +314,7 @@ class Relay:
     async def _deliver_large(self, call: Call, attempt: Attempt, send: Send) -> None:
         """Pass a large answer on as it comes; where it breaks off, so does ours."""
         status = attempt.response.status
-        headers = self._headers(call, attempt)
+        headers = self.headers(call, attempt)
         length = attempt.response.header(b"content-length")
         if length is not None:
             headers.append((b"content-length", length))
@@ -298,7 +332,7 @@ class Relay:
         self._accounts.answered(call, attempt, status, None)
 
     async def _stream(self, call: Call, attempt: Attempt, reader: StreamReader, send: Send) -> None:
-        headers = self._headers(call, attempt)
+        headers = self.headers(call, attempt)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         response, data = attempt.response, attempt.first
         try:
@@ -325,7 +359,8 @@ class Relay:
         if call.capture:
             self._accounts.keep(call, attempt, 200, b"".join(call.captured))
 
-    def _headers(self, call: Call, attempt: Attempt) -> HeaderList:
+    def headers(self, call: Call, attempt: Attempt) -> HeaderList:
+        """What is told to the client ahead of the answer."""
         headers = [pair for pair in attempt.response.headers if pair[0] not in _NOT_TO_CLIENT]
         headers.append((b"x-request-id", call.id.encode()))
         headers += self._accounts.headers(call, attempt.served)

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import Final
+from typing import Final, cast
 
 import uvicorn
 
@@ -61,7 +61,8 @@ def server_for(gateway: Gateway, own: GatewaySettings, read: Read | None = None)
     config = uvicorn.Config(
         gateway,
         loop="uvloop",
-        http=ClientProtocol,
+        # uvicorn calls it for each connection, whatever it is.
+        http=cast(type[asyncio.Protocol], partial(ClientProtocol, direct=gateway.take)),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -11,7 +11,7 @@ to stop. Limits are kept by one sweep over the busy connections, so a request ar
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Protocol, Self, cast
 from urllib.parse import urlsplit
@@ -135,6 +135,7 @@ class UpstreamPool:
         """Keep the connection for the next request, or close it where it can carry none."""
         self._busy.discard(connection)
         known = self._origins.get(origin.url) is origin
+        connection.listener = None
         if known and connection.reusable and len(origin.idle) < self.limits.maximum_idle:
             connection.rest()
             origin.idle.append(connection)
@@ -195,13 +196,22 @@ class Response:
     ) -> None:
         self.close()
 
-    async def open(self) -> None:
-        """Send the request and wait for the head of the answer; `close` must follow."""
+    def start(self) -> bool:
+        """Send the request at once, where a connection is idle; `close` must follow."""
         connection = self._pool.take(self._origin)
-        if connection is not None:
-            self._connection = connection
+        if connection is None:
+            return False
+        self._connection = connection
+        connection.send(self._head, self._body)
+        return True
+
+    async def open(self) -> None:
+        """Wait for the head of the answer, with the request sent first where it was not yet;
+        `close` must follow."""
+        if self._connection is not None or self.start():
+            connection = cast(_Connection, self._connection)
             try:
-                await connection.exchange(self._head, self._body)
+                await connection.wait_for_head()
                 self._take_head(connection)
                 return
             except UpstreamError as exc:
@@ -211,8 +221,55 @@ class Response:
                     raise
                 self.close()
         connection = self._connection = await self._pool.connect(self._origin)
-        await connection.exchange(self._head, self._body)
+        connection.send(self._head, self._body)
+        await connection.wait_for_head()
         self._take_head(connection)
+
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        """Call `listener` whenever something has arrived, in place of anyone who waits.
+
+        It then asks `broken`, `has_head`, `take` and `complete`; None gives the answer back to
+        those who wait.
+        """
+        if self._connection is not None:
+            self._connection.listener = listener
+
+    @property
+    def broken(self) -> UpstreamError | None:
+        """Why there will be no more than what has arrived."""
+        return None if self._connection is None else self._connection.error
+
+    @property
+    def buffered(self) -> int:
+        """How much has arrived and was not read."""
+        return 0 if self._connection is None else self._connection.buffered
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the head has arrived; `status` and `headers` are there from then on."""
+        connection = self._connection
+        if connection is None or not connection.has_head:
+            return False
+        self._take_head(connection)
+        return True
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more will arrive until what has is read."""
+        return self._connection is not None and self._connection.paused
+
+    def take(self) -> bytes:
+        """What has arrived since the last time, maybe nothing."""
+        return b"" if self._connection is None else self._connection.take()
+
+    def pause(self) -> None:
+        """Let nothing arrive until the next `resume`."""
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        if self._connection is not None:
+            self._connection.resume()
 
     def close(self) -> None:
         """Give the connection back; one with an unfinished answer is closed. Can be repeated."""
@@ -226,6 +283,11 @@ class Response:
             if key == name:
                 return value
         return None
+
+    @property
+    def started(self) -> bool:
+        """Whether the request is on its way."""
+        return self._connection is not None
 
     @property
     def complete(self) -> bool:
@@ -279,22 +341,23 @@ class _Connection(asyncio.Protocol):
     """One connection, which carries one exchange at a time."""
 
     __slots__ = (
-        "_buffered",
         "_chunks",
-        "_error",
-        "_head_complete",
         "_informational",
         "_keep_alive",
         "_loop",
         "_parser",
-        "_paused",
         "_resting",
         "_started",
         "_transport",
         "_waiter",
         "answered",
+        "buffered",
         "complete",
+        "error",
+        "has_head",
         "headers",
+        "listener",
+        "paused",
         "received",
         "status",
         "touched",
@@ -306,8 +369,9 @@ class _Connection(asyncio.Protocol):
         self._loop = loop
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
-        self._error: UpstreamError | None = None
-        self._paused = False
+        self.listener: Callable[[], None] | None = None  # in place of the waiter
+        self.error: UpstreamError | None = None
+        self.paused = False
         self._resting = True
         self._informational = False
         self._keep_alive = False
@@ -317,8 +381,8 @@ class _Connection(asyncio.Protocol):
 
     def _clear(self) -> None:
         self._chunks: list[bytes] = []
-        self._buffered = 0
-        self._head_complete = False
+        self.buffered = 0
+        self.has_head = False
         self.received = False  # any byte of the answer
         self.answered = False  # a byte of its body, or its end
         self.complete = False
@@ -327,7 +391,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        return self._error is None and not self._transport.is_closing()
+        return self.error is None and not self._transport.is_closing()
 
     @property
     def reusable(self) -> bool:
@@ -339,8 +403,7 @@ class _Connection(asyncio.Protocol):
             and self._transport.get_write_buffer_size() == 0
         )
 
-    async def exchange(self, head: bytes, body: bytes) -> None:
-        """Send a request; returns when the head of the answer is there."""
+    def send(self, head: bytes, body: bytes) -> None:
         self._clear()
         self._resting = False
         self._started = self.touched = self._loop.time()
@@ -348,25 +411,39 @@ class _Connection(asyncio.Protocol):
             self._transport.write(head + body)
         else:
             self._transport.writelines((head, body))
-        while not self._head_complete:
-            if self._error is not None:
-                raise self._error
+
+    async def wait_for_head(self) -> None:
+        while not self.has_head:
+            if self.error is not None:
+                raise self.error
             await self._wait()
 
     async def read(self) -> bytes:
         while not self._chunks:
             if self.complete:
                 return b""
-            if self._error is not None:
-                raise self._error
+            if self.error is not None:
+                raise self.error
             await self._wait()
-        chunks, self._chunks, self._buffered = self._chunks, [], 0
-        if self._paused:
-            self._paused = False
+        self.resume()
+        return self.take()
+
+    def take(self) -> bytes:
+        """What has arrived, maybe nothing; whether more may is for the caller to say."""
+        chunks, self._chunks, self.buffered = self._chunks, [], 0
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def pause(self) -> None:
+        if not self.paused:
+            self.paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self.paused:
+            self.paused = False
             # The time for which we did not read is not the engine's.
             self.touched = self._loop.time()
             self._transport.resume_reading()
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def rest(self) -> None:
         self._resting = True
@@ -377,14 +454,14 @@ class _Connection(asyncio.Protocol):
 
     def fail(self, reason: Reason, message: str) -> None:
         """End the exchange with an error, once what has arrived is read."""
-        if self._error is None:
-            self._error = UpstreamError(reason, message)
+        if self.error is None:
+            self.error = UpstreamError(reason, message)
         self._wake()
         self._transport.abort()
 
     def check(self, now: float, limits: Limits) -> None:
         """Fail where a limit has passed."""
-        if self.complete or self._error is not None:
+        if self.complete or self.error is not None:
             return
         if now - self._started > limits.total_seconds:
             self.fail("total", f"the engine's answer took longer than {limits.total_seconds:g} s")
@@ -393,7 +470,7 @@ class _Connection(asyncio.Protocol):
                 self.fail(
                     "first_byte", f"the engine was silent for {limits.first_byte_seconds:g} s"
                 )
-        elif not self._paused and now - self.touched > limits.between_bytes_seconds:
+        elif not self.paused and now - self.touched > limits.between_bytes_seconds:
             self.fail(
                 "between_bytes",
                 f"the engine stopped in the middle of its answer for "
@@ -408,7 +485,9 @@ class _Connection(asyncio.Protocol):
             self._waiter = None
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        if self.listener is not None:
+            self.listener()
+        elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     # asyncio's side
@@ -428,16 +507,15 @@ class _Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             self.fail("protocol", f"the engine's answer is no valid HTTP: {exc}")
             return
-        if self._buffered > _HIGH_WATER and not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
+        if self.buffered > _HIGH_WATER:
+            self.pause()
         self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self._head_complete and not self._framed and error is None:
+        if self.has_head and not self._framed and error is None:
             self.complete = True
-        elif self._error is None:
-            self._error = UpstreamError("reset", "the engine closed the connection")
+        elif self.error is None:
+            self.error = UpstreamError("reset", "the engine closed the connection")
         self._keep_alive = False
         self._wake()
 
@@ -449,7 +527,7 @@ class _Connection(asyncio.Protocol):
             raise httptools.HttpParserError("more than one answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._head_complete:
+        if self.has_head:
             return  # a trailer
         self.headers.append((name.lower(), value))
 
@@ -461,12 +539,12 @@ class _Connection(asyncio.Protocol):
             return
         self.status = status
         self._keep_alive = self._parser.should_keep_alive()
-        self._head_complete = True
+        self.has_head = True
 
     def on_body(self, body: bytes) -> None:
         self.answered = True
         self._chunks.append(body)
-        self._buffered += len(body)
+        self.buffered += len(body)
 
     def on_message_complete(self) -> None:
         if self._informational:
