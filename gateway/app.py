@@ -248,6 +248,7 @@ class Gateway:
                 fast.end()
                 for task in background:
                     task.cancel()
+            metrics.flush()
             await self._say_goodbye(stores, snapshot, evidence, captures, shares, feedback)
 
     async def _say_goodbye(

@@ -22,7 +22,6 @@ from gateway.wire import INFERENCE_PATHS, read_usage
 from rollout.errors import SluiceError
 
 _log = logging.getLogger(__name__)
-# As they stand in a request line; whatever is written differently is no plain case.
 _PATHS: Final = {path.encode(): path for path in INFERENCE_PATHS}
 
 
@@ -49,7 +48,7 @@ class FastPath:
             relay.open(call, key, exchange.take_body())
             attempt = self.attempts.begin(call)
         except SluiceError as error:
-            exchange.hand_over(lambda _, send: relay.refuse(call, error, send))
+            self._refuse(exchange, call, error)
             return True
         except BaseException:
             relay.leave(call)
@@ -62,6 +61,9 @@ class FastPath:
         exchange.sink = answering
         attempt.response.listen(answering.arrived)
         return True
+
+    def _refuse(self, exchange: Exchange, call: Call, error: SluiceError) -> None:
+        exchange.hand_over(lambda _, send: self.relay.refuse(call, error, send))
 
     def end(self) -> None:
         """Cut off what is still under way, and count it."""

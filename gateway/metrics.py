@@ -3,7 +3,8 @@
 import asyncio
 import math
 import os
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -37,13 +38,39 @@ _LAG_SECONDS: Final = 0.25
 MULTIPROCESS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
+class Bins:
+    """What a histogram is to be told, counted for a fraction of its cost and told now and then."""
+
+    __slots__ = ("_bounds", "_counts", "_histogram", "_sum")
+
+    def __init__(self, histogram: Histogram, bounds: Sequence[float]) -> None:
+        self._histogram = histogram
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        # A value on a bound is in the bucket that ends there.
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def flush(self) -> None:
+        # Histogram has no call for many values at once: these are what its `observe` increments.
+        for place, count in enumerate(self._counts):
+            if count:
+                self._counts[place] = 0
+                self._histogram._buckets[place].inc(count)
+        self._histogram._sum.inc(self._sum)
+        self._sum = 0.0
+
+
 @dataclass(slots=True)
 class Bound:
     """The children for one version in one arm, looked up once."""
 
-    duration: Histogram
-    first_token: Histogram
-    inter_token: Histogram
+    duration: Bins
+    first_token: Bins
+    inter_token: Bins
     prompt_tokens: Counter
     completion_tokens: Counter
     codes: dict[int, Counter]
@@ -103,9 +130,11 @@ class Metrics:
         self._reloads = self._counter(
             "config_reloads_total", "Times that the configuration was read anew.", ("result",)
         )
-        self.overhead = self._histogram(
+        self._binned: list[Bins] = []
+        overhead = self._histogram(
             "overhead_seconds", "Time in the gateway before the engine was asked.", _OVERHEAD
         )
+        self.overhead = self._bins(overhead, _OVERHEAD)
         self.inflight = self._gauge("inflight", "Requests under way.", "livesum")
         self.store_up = self._gauge("store_up", "1 while the store answers.", "livemin")
         self.lag = self._gauge(
@@ -125,9 +154,9 @@ class Metrics:
         found = self._bound.get(key)
         if found is None:
             found = self._bound[key] = Bound(
-                duration=self._duration.labels(route, version, arm),
-                first_token=self._first_token.labels(route, version, arm),
-                inter_token=self._inter_token.labels(route, version, arm),
+                duration=self._bins(self._duration.labels(route, version, arm), _DURATION),
+                first_token=self._bins(self._first_token.labels(route, version, arm), _FIRST_TOKEN),
+                inter_token=self._bins(self._inter_token.labels(route, version, arm), _INTER_TOKEN),
                 prompt_tokens=self._tokens.labels(route, "prompt"),
                 completion_tokens=self._tokens.labels(route, "completion"),
                 codes={},
@@ -206,19 +235,32 @@ class Metrics:
                 self._revision.labels(name).set(lane.revision)
 
     async def watch_lag(self) -> None:
-        """Measure for ever how late the loop is: what blocks it delays every stream."""
+        """Measure for ever how late the loop is: what blocks it delays every stream. Histograms are
+        told meanwhile what was counted for them."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + _LAG_SECONDS
             await asyncio.sleep(_LAG_SECONDS)
             self.lag.set(max(loop.time() - due, 0.0))
+            self.flush()
+
+    def flush(self) -> None:
+        """Tell the histograms what was counted for them."""
+        for bins in self._binned:
+            bins.flush()
 
     async def render(self) -> bytes:
         """The exposition; with several workers it is the sum, dead ones included."""
+        self.flush()
         if MULTIPROCESS_VARIABLE not in os.environ:
             return generate_latest(self.registry)
         # It reads a file for each worker and kind, so it is kept off the loop.
         return await asyncio.to_thread(_render_all_workers)
+
+    def _bins(self, histogram: Histogram, bounds: Sequence[float]) -> Bins:
+        bins = Bins(histogram, bounds)
+        self._binned.append(bins)
+        return bins
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(f"sluice_{name}", text, labels, registry=self.registry)

@@ -20,6 +20,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from gateway.errors import BadHttpError, HeadTooLargeError, InternalError, error_body
+from gateway.wire import INFERENCE_PATHS
 from rollout.errors import SluiceError
 
 _log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ _HEAD_SECONDS: Final = 30.0
 _CHECK_SECONDS: Final = 2.0
 # How long a client may take none of an answer that waits for it.
 _STALL_SECONDS: Final = 120.0
+# As they stand in a request line; whatever is written differently is no plain case.
+_PLAIN: Final = frozenset(path.encode() for path in INFERENCE_PATHS)
 _BODILESS: Final = frozenset({204, 304})
 _STATUS_LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -285,6 +288,7 @@ class ClientProtocol(asyncio.Protocol):
             self._loop,
             method=parser.get_method(),
             url=self._url,
+            target=None if self._url in _PLAIN else httptools.parse_url(self._url),
             version=version,
             headers=self._headers,
             keep_alive=version != "1.0" and parser.should_keep_alive(),
@@ -295,12 +299,14 @@ class ClientProtocol(asyncio.Protocol):
         """Answer a request that is whole, directly where that can be."""
         assert self._direct is not None  # noqa: S101 - it is why the exchange was undecided
         try:
-            if not self._direct(exchange):
-                self._run(exchange)
+            taken = self._direct(exchange)
         except Exception:  # noqa: BLE001 - the last net; it says what happened
             _log.exception("a request failed in a way that nobody foresaw")
             exchange.refuse(InternalError("the gateway failed; its log says why"))
             self.transport.close()
+            return
+        if not taken:
+            self._run(exchange)
 
     def _run(self, exchange: "Exchange") -> None:
         """Answer in a task."""
@@ -389,6 +395,7 @@ class Exchange:
         "_more_body",
         "_remaining",
         "_size",
+        "_target",
         "_waiter",
         "headers",
         "keep_alive",
@@ -405,6 +412,7 @@ class Exchange:
         *,
         method: bytes = b"",
         url: bytes = b"",
+        target: Any = None,
         version: str = "1.1",
         headers: HeaderList | None = None,
         keep_alive: bool = False,
@@ -414,6 +422,7 @@ class Exchange:
         self._loop = loop
         self.method = method
         self.url = url
+        self._target = target  # the parsed url, where it was looked at
         self.version = version
         self.headers = headers or []
         self.sink: Sink | None = None
@@ -434,7 +443,7 @@ class Exchange:
 
     def scope(self) -> Scope:
         """The request as ASGI says it."""
-        url = httptools.parse_url(self.url)
+        url = self._target or httptools.parse_url(self.url)
         path = url.path.decode("ascii")
         return {
             "type": "http",
@@ -456,7 +465,7 @@ class Exchange:
     @property
     def plain(self) -> bool:
         """Whether it may be answered directly, if it is whole."""
-        return self.method == b"POST" and not self._expects
+        return self.method == b"POST" and self.url in _PLAIN and not self._expects
 
     def take_body(self) -> bytes:
         """All of the body, once."""

@@ -187,17 +187,26 @@ class _Run:
         )
 
     def document(self, text: str, depth: int = 0) -> str:
+        if self._is_clean(text):
+            return text
         if not _is_json(text):
             return self.string(text, _DEEPEST)
 
         def replaced(token: re.Match[str]) -> str:
             if token[1] is not None:  # the name of a member
                 return token[0]
-            value: str = json.loads(token[0], strict=False)
+            plain = "\\" not in token[0]
+            value: str = token[0][1:-1] if plain else json.loads(token[0], strict=False)
             done = self.string(value, depth)
             return token[0] if done == value else _quoted(done)
 
         return _JSON_STRING.sub(replaced, text)
+
+    def _is_clean(self, text: str) -> bool:
+        """Whether no string in it can hold anything, for nothing is written with escapes."""
+        return not (
+            self._always_look or "\\" in text or "@" in text or _PHONE_RUN.search(text) is not None
+        )
 
     def string(self, text: str, depth: int = 0) -> str:
         """Redact until nothing is found any more: what stands beside a placeholder may be new."""

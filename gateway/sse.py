@@ -61,8 +61,13 @@ class StreamReader:
             data = self._hold(data)
             if not data:
                 return b""
-        if self.failed or any(mark in data for mark in _MARKS):
-            data = self._look_into(data)
+        if self.failed:
+            return self._look_into(data)
+        marks = [found for mark in _MARKS if (found := data.find(mark)) >= 0]
+        if marks:
+            # An engine that is quicker than we are sends many events at once.
+            begin = _last_end(data, min(marks))
+            data = data[:begin] + self._look_into(data[begin:])
         return data
 
     def close(self) -> bytes:
@@ -73,7 +78,7 @@ class StreamReader:
         return rest
 
     def _hold(self, data: bytes) -> bytes:
-        cut = max(data.rfind(end) + len(end) if end in data else 0 for end in _ENDS)
+        cut = _last_end(data, len(data))
         if len(data) - cut > _LARGEST_HELD:
             return data
         self._held = data[cut:]
@@ -97,11 +102,20 @@ class StreamReader:
         return not (self._strip and tail.choices == [] and tail.usage is not None)
 
 
+def _last_end(data: bytes, before: int) -> int:
+    """Where the last event that ends in front of `before` ends; 0 where none does."""
+    return max(
+        found + len(end) if (found := data.rfind(end, 0, before)) >= 0 else 0 for end in _ENDS
+    )
+
+
 def blocks(data: bytes) -> Iterator[bytes]:
     """The events of `data` in their own bytes, each with the blank line that ends it."""
     position = 0
+    # Nearly every engine ends its lines with a line feed alone.
+    possible = _ENDS if b"\r" in data else _ENDS[:1]
     while position < len(data):
-        ends = [found + len(end) for end in _ENDS if (found := data.find(end, position)) >= 0]
+        ends = [found + len(end) for end in possible if (found := data.find(end, position)) >= 0]
         end = min(ends, default=len(data))
         yield data[position:end]
         position = end
@@ -116,6 +130,9 @@ def events(data: bytes) -> Iterator[bytes]:
 
 def event_data(block: bytes) -> bytes:
     """The data of one event: its `data` lines, joined as the standard says."""
+    plain = block.startswith(b"data: ") and block.endswith(b"\n\n") and b"\r" not in block
+    if plain and block.find(b"\n") == len(block) - 2:
+        return block[6:-2]
     lines = [
         line[5:].removeprefix(b" ") for line in block.splitlines() if line.startswith(b"data:")
     ]
