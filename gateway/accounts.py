@@ -16,6 +16,7 @@ from gateway.quota import Ticket
 from gateway.routing import Served, wants_capture
 from gateway.wire import EMBEDDINGS, Usage
 from rollout.errors import SluiceError
+from rollout.exchanges import Arm
 
 # The code under which a request is counted whose client went away; nginx's, for HTTP has none.
 CLIENT_GONE: Final = 499
@@ -31,7 +32,7 @@ class Accounts:
         self._evidence = evidence
         self._captures = captures
         self._receipts = receipts
-        self._labelled: dict[tuple[str, str], tuple[Bound, HeaderList]] = {}
+        self._labelled: dict[tuple[str, int, Arm], tuple[Bound, HeaderList]] = {}
 
     def open(self, call: Call) -> None:
         """Decide what is counted and kept of the exchange, once its arm is known."""
@@ -70,7 +71,7 @@ class Accounts:
         first = call.first_byte_at - call.started
         route, choice = call.lane.route, call.choice
         bound = self._label(call, attempt.served)[0]
-        self._metrics.answered(bound, route.name, attempt.served.version.name, choice.arm, code)
+        self._metrics.answered(bound, route.name, attempt.served.version, choice.arm, code)
         bound.duration.observe(total)
         if attempt.reader is not None:
             if attempt.reader.failed:
@@ -103,7 +104,7 @@ class Accounts:
             call.ticket.settle(call.ticket.prompt if code == CLIENT_GONE else 0)
         served, route = call.choice.served, call.lane.route
         bound = self._label(call, served)[0]
-        self._metrics.answered(bound, route.name, served.version.name, call.choice.arm, code)
+        self._metrics.answered(bound, route.name, served.version, call.choice.arm, code)
         if call.tally is not None:
             self._count(call, call.tally, perf_counter() - call.started, None, code >= 500)
 
@@ -152,10 +153,11 @@ class Accounts:
 
     def _label(self, call: Call, served: Served) -> tuple[Bound, HeaderList]:
         """The metrics and headers of a version in an arm, made once."""
-        key = (served.version.name, call.choice.arm)
+        version = served.version
+        key = (version.route, version.number, call.choice.arm)
         found = self._labelled.get(key)
         if found is None:
-            name, route = served.version.name, call.lane.route.name
+            name, route = version.name, call.lane.route.name
             found = self._labelled[key] = (
                 self._metrics.bound(route, name, call.choice.arm),
                 [

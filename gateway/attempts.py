@@ -192,6 +192,8 @@ class Attempts:
         raise EngineUnavailableError(f"no replica that serves {name} answers: try again")
 
     def _choose(self, call: Call, served: Served, found: Sequence[Replica]) -> Replica:
+        if len(found) == 1:
+            return found[0]
         balance = self._settings.balance
         if any(replica.back_since is not None for replica in found):
             now, seconds = perf_counter(), balance.slow_start_seconds

@@ -21,6 +21,7 @@ from gateway.errors import Reason
 from gateway.quota import Reason as LimitReason
 from gateway.routing import View
 from rollout.exchanges import Arm, Rating
+from rollout.versions import Version
 
 # As in the OpenTelemetry GenAI conventions.
 _DURATION: Final = (
@@ -163,10 +164,10 @@ class Metrics:
             )
         return found
 
-    def answered(self, bound: Bound, route: str, version: str, arm: Arm, code: int) -> None:
+    def answered(self, bound: Bound, route: str, version: Version, arm: Arm, code: int) -> None:
         counter = bound.codes.get(code)
         if counter is None:
-            counter = self._requests.labels(route, version, arm, str(code))
+            counter = self._requests.labels(route, version.name, arm, str(code))
             bound.codes[code] = counter
         counter.inc()
 

@@ -37,6 +37,8 @@ Direct = Callable[["Exchange"], bool]
 # A body is read from the socket no faster than the application takes it.
 _BODY_HIGH_WATER: Final = 256 * 1024
 _HEADER_BYTES: Final = 256 * 1024
+# A body of this size follows its head at once, or else a task waits for it after a check.
+_SOON_BYTES: Final = 64 * 1024
 # How long a client may take to send the head of a request it has begun.
 _HEAD_SECONDS: Final = 30.0
 _CHECK_SECONDS: Final = 2.0
@@ -113,7 +115,7 @@ class ClientProtocol(asyncio.Protocol):
         # What follows a request that closes the connection is not read, and no error.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._direct = direct
-        # Begun with the read that is being parsed: it is answered directly if that ends it.
+        # Answered directly if it is whole soon.
         self._undecided: Exchange | None = None
         self._current: Exchange | None = None  # the request that is being answered
         self._reading: Exchange | None = None  # the request whose body is arriving
@@ -146,6 +148,7 @@ class ClientProtocol(asyncio.Protocol):
         self._state.connections.discard(self)
         if self._keep_alive_timer is not None:
             self._keep_alive_timer.cancel()
+        self._undecided = None
         for exchange in (self._current, self._reading, *self._next):
             if exchange is not None:
                 exchange.disconnect()
@@ -158,7 +161,7 @@ class ClientProtocol(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-            if self._undecided is not None:
+            if self._undecided is not None and not self._undecided.comes_soon:
                 self._run(self._undecided)
         except httptools.HttpParserUpgrade:
             self._refuse(BadHttpError("this server speaks HTTP/1.1 and nothing else"))
@@ -356,7 +359,9 @@ class ClientProtocol(asyncio.Protocol):
         if self._lingering:
             self.transport.close()
             return
-        if self._current is None:
+        if self._undecided is not None:
+            self._run(self._undecided)
+        elif self._current is None:
             began = self._head_began_at
             idle = now - self._active_at > self._config.timeout_keep_alive
             if (idle and began is None) or (began is not None and now - began > _HEAD_SECONDS):
@@ -466,6 +471,14 @@ class Exchange:
     def plain(self) -> bool:
         """Whether it may be answered directly, if it is whole."""
         return self.method == b"POST" and self.url in _PLAIN and not self._expects
+
+    @property
+    def comes_soon(self) -> bool:
+        """Whether the rest of the body is worth a short wait: many clients send it by itself."""
+        for name, value in self.headers:
+            if name == b"content-length":
+                return int(value) <= _SOON_BYTES
+        return False
 
     def take_body(self) -> bytes:
         """All of the body, once."""

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -124,12 +125,19 @@ def unit_of(key_id: str, sticky: str) -> str:
 
 def bucket(salt: str, unit: str) -> float:
     """A place in [0, 1) that only the salt and the unit decide."""
+    hashed = _salted(salt).copy()
+    hashed.update(unit.encode())
+    return int.from_bytes(hashed.digest(), "big") / _BUCKETS
+
+
+@lru_cache(maxsize=1024)
+def _salted(salt: str) -> "hashlib.blake2b":
+    """The hash before any unit: making one costs more than all the rest."""
     # A key may be no longer than 64 bytes; a route's name alone may be that long.
     key = salt.encode()
     if len(key) > hashlib.blake2b.MAX_KEY_SIZE:
         key = hashlib.blake2b(key).digest()
-    digest = hashlib.blake2b(unit.encode(), key=key, digest_size=8).digest()
-    return int.from_bytes(digest, "big") / _BUCKETS
+    return hashlib.blake2b(key=key, digest_size=8)
 
 
 def _served(
