@@ -132,8 +132,10 @@ class Relay:
 
     async def refuse(self, call: Call, error: SluiceError, send: Send) -> None:
         """Answer a call that was entered with an error."""
-        await self._send_refusal(call, error, send)
-        self.leave(call)
+        try:
+            await self._send_refusal(call, error, send)
+        finally:
+            self.leave(call)
 
     def enter(self, path: str, query: bytes) -> Call:
         """A new call; `leave` must follow."""
