@@ -492,9 +492,10 @@ def stand_in() -> Iterator[Watched]:
 
     def work() -> None:
         bound = gateway.bound(ROUTE, STABLE, "stable")
-        gateway.answered(bound, ROUTE, STABLE, "stable", 200)
+        gateway.answered(bound, ROUTE, catalog().versions[STABLE], "stable", 200)
         for timing in (bound.duration, bound.first_token, bound.inter_token, gateway.overhead):
             timing.observe(0.01)
+        gateway.flush()
 
     with ExitStack() as stack:
         urls = []
