@@ -24,11 +24,38 @@ class ArmCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class UnitCounts:
+    """What became of the units of one assigned arm: each counts once, by its first request.
+
+    Requests of one unit resemble each other, so only units are independent of one another.
+    `rated` are units that rated any answer, `bad` those whose first rating was bad.
+    """
+
+    units: int = 0
+    errors: int = 0
+    slow_first_token: int = 0
+    slow_total: int = 0
+    rated: int = 0
+    bad: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """The units that were first seen in a trial while the candidate's share was `weight` percent."""
+
+    weight: float
+    stable: UnitCounts = field(default_factory=UnitCounts)
+    candidate: UnitCounts = field(default_factory=UnitCounts)
+
+
+@dataclass(frozen=True, slots=True)
 class PairCounts:
     """What the shadow compared.
 
     `agree + disagree + failed` is the number of pairs. `wins`, `losses` and `ties` are the
     decided ones among them, by label, schema or failure; the rest still waits for a person.
+    `only_stable_valid` and `only_candidate_valid` are the pairs of which one side alone satisfies
+    the route's schema.
     """
 
     agree: int = 0
@@ -37,6 +64,8 @@ class PairCounts:
     wins: int = 0
     losses: int = 0
     ties: int = 0
+    only_stable_valid: int = 0
+    only_candidate_valid: int = 0
 
     @property
     def total(self) -> int:
@@ -45,13 +74,19 @@ class PairCounts:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that is known about one trial."""
+    """All that is known about one trial.
+
+    `strata` hold the canary's units by the weight under which they came, `floor` the pairs of
+    stable's answers with stable's own second answers (the A/A floor).
+    """
 
     route: str
     trial: str
     stable: ArmCounts = field(default_factory=ArmCounts)
     candidate: ArmCounts = field(default_factory=ArmCounts)
     pairs: PairCounts = field(default_factory=PairCounts)
+    strata: tuple[Stratum, ...] = ()
+    floor: PairCounts = field(default_factory=PairCounts)
 
 
 @dataclass(frozen=True, slots=True)
