@@ -26,13 +26,14 @@ from gateway.errors import (
     error_event,
 )
 from gateway.limits import Admission
-from gateway.routing import Lane, View, choose, unit_of
+from gateway.routing import Lane, View, choose
 from gateway.settings import GatewaySettings
 from gateway.shares import Shares
 from gateway.snapshot import Snapshot
 from gateway.sse import StreamReader
 from rollout.credentials import ApiKey
 from rollout.errors import InvalidInputError, PermissionDeniedError, SluiceError
+from rollout.exchanges import unit_of
 from rollout.versions import parse_model
 
 # Between two neighbours only (RFC 9110, 7.6.1), and what each hop says for itself.

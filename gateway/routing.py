@@ -118,11 +118,6 @@ def wants_capture(trial: Trial, request_id: str, rate: float) -> bool:
     return rate > 0 and bucket(f"capture:{trial.id}", request_id) < rate
 
 
-def unit_of(key_id: str, sticky: str) -> str:
-    """What is assigned to an arm: a client's identity, never shared by two keys (32 hex digits)."""
-    return hashlib.blake2b(f"{key_id}\x1f{sticky}".encode(), digest_size=16).hexdigest()
-
-
 def bucket(salt: str, unit: str) -> float:
     """A place in [0, 1) that only the salt and the unit decide."""
     hashed = _salted(salt).copy()

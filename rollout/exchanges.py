@@ -2,6 +2,7 @@
 
 Feedback is what the caller said of an answer."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +11,10 @@ from typing import Any, Literal
 Arm = Literal["stable", "candidate", "pinned"]
 Outcome = Literal["win", "loss", "tie"]
 Rating = Literal["good", "bad"]
+# The step of the cascade that settled a pair.
+Kind = Literal[
+    "failure", "exact", "tools", "schema", "normalised", "json", "text", "semantic", "judge"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +61,39 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """What one step of the cascade said of a pair, and what it cost.
+
+    `agreement` None: it had nothing to say, or failed; then `error` says why. `tokens` are those
+    that an engine counted.
+    """
+
+    name: Kind
+    agreement: float | None
+    seconds: float = 0.0
+    tokens: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a judge model said of a pair that it was asked about in both orders.
+
+    `outcome` is the candidate's. Where the two orders contradict each other (`consistent` False)
+    it is a tie: the judge went by the place of an answer.
+    """
+
+    judge: str
+    outcome: Outcome
+    consistent: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """`agreement` lies in [0, 1]; `kind` is the step of the cascade that settled it.
 
     `outcome` is the candidate's, where the pair can be decided without a person (one side failed
-    or broke the schema); None means that only a label can tell.
+    or broke the schema, or the route lets its judge decide); None means that only a label can tell.
     """
 
     request_id: str
@@ -69,8 +102,10 @@ class Comparison:
     stable: Answer
     candidate: Answer
     agreement: float
-    kind: Literal["exact", "normalised", "json", "tools", "text", "failure", "schema"]
+    kind: Kind
     outcome: Outcome | None = None
+    steps: tuple[Step, ...] = ()
+    judgement: Judgement | None = None
 
     @property
     def agrees(self) -> bool:
@@ -104,3 +139,8 @@ class Feedback:
     correction: str | None = None
     comment: str = ""
     receipt: Receipt | None = None
+
+
+def unit_of(key_id: str, sticky: str) -> str:
+    """What is assigned to an arm: a client's identity, never shared by two keys (32 hex digits)."""
+    return hashlib.blake2b(f"{key_id}\x1f{sticky}".encode(), digest_size=16).hexdigest()

@@ -1,7 +1,9 @@
 """The numbers that an operator may tune for a route."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from rollout.plans import GATES, Defaults, Plan, PlanSpec, Steps, make_plan, plan_problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,38 +22,87 @@ class Policy:
     margin: how far below one half the candidate's share of the decided pairs may lie and still
         be called "not worse"; in (0, 0.5).
     minimum_pairs: decided pairs before a gate may pass.
-    steps: percentages that an automatic rollout takes after the shadow; the last promotes.
-    automatic: advance by itself when the gate passes. Rolling back by itself needs no leave.
-    time_limit_seconds: an inconclusive trial older than this is held for a person.
-    soak_seconds: the least time at each step of an automatic rollout.
+    steps: the plan that a rollout follows behind the shadow: percentages, or tables that say more.
+        What a step leaves out is taken from the five that follow.
+    automatic: enter steps without a person. Rolling back by itself needs no leave.
+    minimum_units: units that the candidate must have got at a step. No traffic, no next step.
+    gates: those that must pass before a step is left; in the shadow, those that judge pairs.
+    soak_seconds: the least time at each step.
+    time_limit_seconds: a trial that is undecided for so long at one step is held for a person.
     disagreement_sample, agreement_sample: chance that a pair becomes a case.
     maximum_cases: open cases kept for the route; beyond it new ones are dropped and counted.
+    labels_per_case: people who label each case; where they differ, one more is asked.
+    retention_days: age at which cases, labels, captures and feedback are erased; 0 keeps them.
     """
 
     alpha: float = 0.05
     margin: float = 0.1
     minimum_pairs: int = 20
-    steps: tuple[float, ...] = (1.0, 10.0, 50.0)
+    steps: Steps = (1.0, 10.0, 50.0)
     automatic: bool = False
+    minimum_units: int = 20
+    gates: tuple[str, ...] = ("pairs", "errors")
     time_limit_seconds: float = 7 * 86400.0
     soak_seconds: float = 600.0
     disagreement_sample: float = 1.0
     agreement_sample: float = 0.05
     maximum_cases: int = 10_000
+    labels_per_case: int = 1
+    retention_days: float = 365.0
 
 
-def policy_problems(policy: Policy) -> Iterator[tuple[str, str]]:
-    """Each field that makes no sense, and what is wrong with it."""
+def plan_of(policy: Policy, given: PlanSpec | None = None) -> Plan:
+    """The policy's own plan, or the one given, completed by the policy."""
+    return make_plan(_spec(policy) if given is None else given, _defaults(policy))
+
+
+def given_plan_problems(
+    given: PlanSpec, policy: Policy, servable: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """What is wrong with a plan that comes with a proposal."""
+    return plan_problems(given, _defaults(policy), servable)
+
+
+def _spec(policy: Policy) -> PlanSpec:
+    return PlanSpec(policy.steps, **asdict(_defaults(policy)))
+
+
+def _defaults(policy: Policy) -> Defaults:
+    return Defaults(
+        automatic=policy.automatic,
+        minimum_units=policy.minimum_units,
+        soak_seconds=policy.soak_seconds,
+        gates=policy.gates,
+        time_limit_seconds=policy.time_limit_seconds,
+    )
+
+
+def policy_problems(
+    policy: Policy, servable: Sequence[str] = GATES
+) -> Iterator[tuple[str, str]]:
+    """Each field that makes no sense, and what is wrong with it.
+
+    `servable` are the gates that can judge on the route at all.
+    """
     if not 0 < policy.alpha < 1:
         yield "alpha", f"alpha is {policy.alpha:g}: it must lie between 0 and 1"
     if not 0 < policy.margin < 0.5:
         yield "margin", f"margin is {policy.margin:g}: it must lie between 0 and 0.5"
-    steps = policy.steps
-    if not steps or any(not 0 < step <= 100 for step in steps) or list(steps) != sorted(set(steps)):
-        yield "steps", "steps must be rising percentages, as in [1, 10, 50]"
+    yield from plan_problems(_spec(policy), _defaults(policy), servable)
     for name in ("disagreement_sample", "agreement_sample"):
         if not 0 <= getattr(policy, name) <= 1:
             yield name, f"{name} is a chance: it must lie in [0, 1]"
-    for name in ("minimum_pairs", "maximum_cases", "soak_seconds", "time_limit_seconds"):
+    if not 1 <= policy.labels_per_case <= 10:
+        yield (
+            "labels_per_case",
+            f"labels_per_case is {policy.labels_per_case}: it must lie between 1 and 10",
+        )
+    for name in (
+        "minimum_pairs",
+        "maximum_cases",
+        "soak_seconds",
+        "time_limit_seconds",
+        "retention_days",
+    ):
         if getattr(policy, name) < 0:
             yield name, f"{name} must not be negative"

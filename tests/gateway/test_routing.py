@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
-from gateway.routing import bucket, choose, index, on_candidate, unit_of, wants_capture
+from gateway.routing import bucket, choose, index, on_candidate, wants_capture
 from rollout.catalog import Catalog
 from rollout.engines import Engine, Residency
+from rollout.exchanges import unit_of
 from rollout.routes import Route
 from rollout.state import Rollout, Stage, Trial
 from rollout.versions import Version
