@@ -34,7 +34,7 @@ from rollout.api.app import create_app
 from rollout.catalog import Catalog
 from rollout.credentials import ApiKey, digest_secret
 from rollout.discovery import Discovery
-from rollout.engines import Residency
+from rollout.engines import Residency, placement
 from rollout.errors import (
     ConfigError,
     ConflictError,
@@ -46,7 +46,7 @@ from rollout.gates import combine, judge
 from rollout.metrics import CaseCounts, ControllerMetrics, Seen
 from rollout.planner import next_event
 from rollout.runs import ENDED, RunEvent
-from rollout.serving import Replica, Waits, required_versions, resident_everywhere
+from rollout.serving import Replica, Waits, required_versions
 from rollout.settings import ControllerSection, Settings, bootstrap_key, load_settings
 from rollout.state import CanarySet, Event, Promoted, Rollout
 from rollout.stores import Stores, open_stores
@@ -181,8 +181,15 @@ class Controller:
         event = next_event(rollout, combine(verdicts), route.policy, self._now())
         if event is None:
             return
-        if _widens(event) and not resident_everywhere(version, self._catalog.residency.values()):
-            log.info("%s: the %s waits until %s is resident", route.name, event.kind, version.name)
+        found = placement(version, self._catalog.residency.values())
+        if _widens(event) and not found.everywhere:
+            log.info(
+                "%s: the %s waits until %s is resident: %s",
+                route.name,
+                event.kind,
+                version.name,
+                found.reason,
+            )
             return
         await self._commit(rollout, event)
 
@@ -249,7 +256,9 @@ class Controller:
         """A replica that left the configuration, or DNS, must not be waited for."""
         known = {url for engine in self._discovery.engines for url in engine.urls}
         gone = [
-            Residency(residency.engine, residency.url, ready=False)
+            Residency(
+                residency.engine, residency.url, ready=False, down="it is not configured any more"
+            )
             for residency in self._catalog.residency.values()
             if residency.url not in known
             and residency.ready

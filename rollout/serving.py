@@ -8,21 +8,26 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 
 from rollout.catalog import Catalog
-from rollout.engines import Engine, Residency
+from rollout.engines import Engine, Placement, Residency, placement
 from rollout.errors import EngineUnavailableError, UnservableError
+from rollout.state import Rollout
 from rollout.stores import Stores
 from rollout.versions import Version
 
 log = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"[0-9a-f]{20}")
+# Of what an engine says of itself; some of it repeats a whole traceback.
+_LONGEST_REASON = 300
+_PENDING = "it is being loaded"
+_QUEUED = "it waits until an adapter that nothing needs any more has drained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +82,23 @@ def required_versions(
 ) -> Mapping[str, tuple[Version, ...]]:
     """The versions with an adapter that each engine must hold, the most important first.
 
-    That is by what would suffer: every stable, then candidates, then the way back, then what
-    somebody wants to look at. Versions that share weights are one.
+    That is by what would suffer, over all routes: every stable, for it has the traffic; then the
+    candidates; then what somebody wants to look at, for a while; then the last stables, each route's
+    way back. Versions that share weights are one.
     """
-    rollouts = catalog.rollouts.values()
-    names = [f"{rollout.route}@{rollout.stable}" for rollout in rollouts]
-    names += [f"{r.route}@{r.trial.candidate}" for r in rollouts if r.trial is not None]
-    names += [f"{r.route}@{r.previous}" for r in rollouts if r.previous is not None]
-    names += sorted(wanted)
     required: dict[str, dict[str, Version]] = {}
-    for name in names:
+    for name in _needed(list(catalog.rollouts.values()), wanted):
         version = catalog.versions.get(name)
         if version is not None and version.adapter is not None:
             required.setdefault(version.engine, {}).setdefault(version.served_name, version)
     return {engine: tuple(versions.values()) for engine, versions in required.items()}
+
+
+def _needed(rollouts: Sequence[Rollout], wanted: Collection[str]) -> Iterator[str]:
+    yield from (f"{rollout.route}@{rollout.stable}" for rollout in rollouts)
+    yield from (f"{r.route}@{r.trial.candidate}" for r in rollouts if r.trial is not None)
+    yield from sorted(wanted)
+    yield from (f"{r.route}@{r.previous}" for r in rollouts if r.previous is not None)
 
 
 def residency_plan(
@@ -140,59 +148,39 @@ def _slots(adapters: Set[str], base: str, max_adapters: int) -> int:
     return max(0, max_adapters - len(adapters - _ours(adapters, base)))
 
 
-def ready_replicas(version: Version, residencies: Iterable[Residency]) -> frozenset[str]:
-    """Urls of the version's engine's replicas that answer at all."""
-    return frozenset(r.url for r in residencies if r.engine == version.engine and r.ready)
-
-
-def replicas_without(version: Version, residencies: Iterable[Residency]) -> frozenset[str]:
-    """Urls of ready replicas that the version cannot be routed to yet."""
-    residencies = tuple(residencies)
-    if version.adapter is None:
-        return frozenset()
-    return frozenset(
-        r.url
-        for r in residencies
-        if r.url in ready_replicas(version, residencies) and version.served_name not in r.served
-    )
-
-
-def resident_everywhere(version: Version, residencies: Iterable[Residency]) -> bool:
-    """Whether every ready replica serves the version, and there is one."""
-    residencies = tuple(residencies)
-    return bool(ready_replicas(version, residencies)) and not replicas_without(version, residencies)
-
-
 async def wait_resident(
     stores: Stores, version: Version, timeout_seconds: float, *, poll_seconds: float = 0.2
-) -> None:
+) -> Placement:
     """Wait until every ready replica serves the version; returns at once where that is so.
 
     Something must need it: a rollout that names it, or `stores.catalog.want`. Raises
     EngineUnavailableError with what is missing when the time is over.
     """
-    residencies: tuple[Residency, ...] = ()
+    found = placement(version, ())
     try:
         async with asyncio.timeout(timeout_seconds):
             while True:
-                catalog = await stores.catalog.load()
-                residencies = tuple(catalog.residency.values())
-                if resident_everywhere(version, residencies):
-                    return
+                residency = (await stores.catalog.load()).residency
+                found = placement(version, residency.values())
+                if found.everywhere:
+                    return found
                 await asyncio.sleep(poll_seconds)
     except TimeoutError:
-        if not ready_replicas(version, residencies):
-            what = f"no replica of engine {version.engine!r} answers: look at its log and start it"
-        else:
-            urls = ", ".join(sorted(replicas_without(version, residencies)))
-            what = f"{urls} did not load {version.served_name}: the controller's log says why"
         raise EngineUnavailableError(
-            f"{version.name} is not resident after {timeout_seconds:g} s: {what}"
+            f"{version.name} is not resident after {timeout_seconds:g} s: {found.reason}"
         ) from None
 
 
 class _SlowError(EngineUnavailableError):
     """It may be busy and not gone: ask again before you give it up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The names of the adapters that a replica holds, and where it has its base from."""
+
+    adapters: frozenset[str]
+    root: str = ""
 
 
 class ReplicaApi:
@@ -210,11 +198,8 @@ class ReplicaApi:
         if answer.status_code != 200:
             raise EngineUnavailableError(f"{self._url}/health answers {answer.status_code}")
 
-    async def list_served(self) -> frozenset[str]:
-        """The names of the adapters that it holds, by its own list of models.
-
-        Raises EngineUnavailableError where it does not give one.
-        """
+    async def list_served(self) -> "Listing":
+        """What it says that it holds. Raises EngineUnavailableError where it does not say."""
         answer = await self._send("GET", "/v1/models", self._waits.answer)
         if answer.status_code in (401, 403):
             raise EngineUnavailableError(
@@ -224,7 +209,9 @@ class ReplicaApi:
             raise EngineUnavailableError(f"{self._url}/v1/models answers {answer.status_code}")
         try:
             cards = answer.json()["data"]
-            return frozenset(str(card["id"]) for card in cards if card.get("parent"))
+            adapters = frozenset(str(card["id"]) for card in cards if card.get("parent"))
+            base = (card for card in cards if card["id"] == self._engine.base)
+            return Listing(adapters, str(next(base, {}).get("root") or ""))
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
             raise EngineUnavailableError(
                 f"{self._url}/v1/models is no list of models: is that an OpenAI-compatible server?"
@@ -321,10 +308,13 @@ class Replica:
         self._idle_since: dict[str, float] = {}
         self._failures: dict[str, _Failure] = {}
         self._refused: tuple[str, ...] = ()
+        self._queued: frozenset[str] = frozenset()
+        self._root = ""
+        self._down = ""
 
     @property
     def failures(self) -> Mapping[str, str]:
-        """Why adapters that should be here are not, by served name."""
+        """Why adapters that should be here could not be admitted, by served name."""
         return {name: failure.reason for name, failure in self._failures.items()}
 
     def remember(self, published: Residency | None) -> None:
@@ -336,47 +326,54 @@ class Replica:
         self._slow_looks = 0
         self._ready = published is not None and published.ready
         self._proved = set(published.served) if published is not None else set()
+        self._down = published.down if published is not None else ""
+        self._root = published.root if published is not None else ""
 
     async def reconcile(self, required: Sequence[Version]) -> Pass:
         """Look, unload what nobody needs, and admit one adapter that is missing.
 
         One at a time, so that what is proved can be made known before the next one is loaded.
         """
+        versions = {version.served_name: version for version in required}
         try:
-            adapters = await self._look()
+            listing = await self._look()
         except _SlowError as exc:
-            return self._not_answering(exc, gone=self._slow_looks + 1 >= self._waits.patience)
+            gone = self._slow_looks + 1 >= self._waits.patience
+            return self._not_answering(exc, tuple(versions), gone=gone)
         except EngineUnavailableError as exc:
-            return self._not_answering(exc, gone=True)
-        self._ready, self._slow_looks = True, 0
+            return self._not_answering(exc, tuple(versions), gone=True)
+        self._ready, self._slow_looks, self._down = True, 0, ""
+        self._root, adapters = listing.root, listing.adapters
         self._proved &= adapters
         if self.engine.kind != "vllm":
-            return self._pass()
-        versions = {version.served_name: version for version in required}
+            return self._pass(())
         plan = self._plan(adapters, tuple(versions))
         await self._unload(plan.unload)
         self._failures = {n: f for n, f in self._failures.items() if n in versions}
         admissible = (set(versions) & adapters | set(plan.load)) - self._proved - set(plan.refused)
         due = [v for name, v in versions.items() if name in admissible and self._is_due(name)]
-        if not due:
-            return self._pass()
-        await self._admit(due[0], loaded=due[0].served_name in adapters)
-        return self._pass(unfinished=len(due) > 1)
+        if due:
+            await self._admit(due[0], loaded=due[0].served_name in adapters)
+        return self._pass(tuple(versions), unfinished=len(due) > 1)
 
-    async def _look(self) -> frozenset[str]:
+    async def _look(self) -> Listing:
         if self.engine.kind == "vllm":
             # Either may answer while the other fails: a dead engine process lists its models still.
             await self._api.check_health()
         return await self._api.list_served()
 
-    def _not_answering(self, why: EngineUnavailableError, *, gone: bool) -> Pass:
+    def _not_answering(
+        self, why: EngineUnavailableError, required: Sequence[str], *, gone: bool
+    ) -> Pass:
         self._slow_looks += 1
         if self._ready and gone:
             log.warning("replica %s is out: %s", self.url, why.message)
         if gone:
             self._ready = False
             self._proved.clear()
-        return self._pass()
+            # The first reason stays: each change is announced to every gateway.
+            self._down = self._down or self._said(why.message)
+        return self._pass(required)
 
     def _plan(self, adapters: Set[str], required: Sequence[str]) -> ResidencyPlan:
         plan = residency_plan(
@@ -395,6 +392,7 @@ class Replica:
                 ", ".join(plan.refused),
             )
         self._refused = plan.refused
+        self._queued = frozenset(required) - adapters - {*plan.load, *plan.refused}
         return plan
 
     def _drained(self, adapters: Set[str], required: Sequence[str]) -> frozenset[str]:
@@ -422,6 +420,7 @@ class Replica:
     async def _admit(self, version: Version, *, loaded: bool) -> None:
         name = version.served_name
         try:
+            _check_base(version, self.engine)
             if not loaded:
                 await self._api.load(name, _path_of(version))
             await self._api.probe(name)
@@ -432,21 +431,64 @@ class Replica:
             self._proved.add(name)
             log.info("replica %s: %s serves %s", self.url, name, version.name)
 
-    def _failed(self, name: str, reason: str) -> None:
+    def _failed(self, name: str, message: str) -> None:
+        reason = self._said(message)
         before = self._failures.get(name)
         attempts = 1 if before is None else before.attempts + 1
         wait = min(self._waits.longest_retry, self._waits.retry * 2.0 ** min(attempts - 1, 30))
         self._failures[name] = _Failure(reason, attempts, self._monotonic() + wait)
         if before is None or before.reason != reason:
-            log.error("%s; trying again in %g s", reason, wait)
+            log.error("%s; trying again in %g s", message, wait)
+
+    def _said(self, message: str) -> str:
+        """What a replica said, for a place where its url stands beside it."""
+        text = " ".join(message.removeprefix(self.url).split())
+        return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
 
     def _is_due(self, name: str) -> bool:
         failure = self._failures.get(name)
         return failure is None or self._monotonic() >= failure.retry_at
 
-    def _pass(self, *, unfinished: bool = False) -> Pass:
-        served = frozenset({self.engine.base, *self._proved}) if self._ready else frozenset[str]()
-        return Pass(Residency(self.engine.name, self.url, self._ready, served), unfinished)
+    def _pass(self, required: Sequence[str], *, unfinished: bool = False) -> Pass:
+        if not self._ready:
+            return Pass(Residency(self.engine.name, self.url, ready=False, down=self._down))
+        missing = {name: self._why_not(name) for name in required if name not in self._proved}
+        return Pass(
+            Residency(
+                self.engine.name,
+                self.url,
+                ready=True,
+                served=frozenset({self.engine.base, *self._proved}),
+                missing=missing,
+                root=self._root,
+            ),
+            unfinished,
+        )
+
+    def _why_not(self, name: str) -> str:
+        if name in self._refused:
+            return (
+                f"no room: its {self.engine.max_adapters} adapter slots hold what matters more; raise "
+                "max_adapters (and vLLM's --max-cpu-loras), or end a trial"
+            )
+        if name in self._queued:
+            return _QUEUED
+        failure = self._failures.get(name)
+        return failure.reason if failure is not None else _PENDING
+
+
+def _check_base(version: Version, engine: Engine) -> None:
+    """Other weights below an adapter are another version, though the engine would not notice."""
+    asked, there = version.base_revision, engine.base_revision
+    if version.base != engine.base:
+        raise UnservableError(
+            f"{version.name} was made for base {version.base!r}, and the engine serves {engine.base!r}"
+        )
+    if asked is not None and there is not None and asked != there:
+        raise UnservableError(
+            f"{version.name} was made for revision {asked} of the base, and the engine serves {there}: "
+            "register it anew for that, or bring the engine back"
+        )
 
 
 def _path_of(version: Version) -> str:

@@ -10,7 +10,7 @@ from rollout.artifacts import ArtifactStore
 from rollout.engines import Engine
 from rollout.errors import RefusedError
 from rollout.runs import TrainingRun
-from rollout.serving import ready_replicas, wait_resident
+from rollout.serving import wait_resident
 from rollout.stores import Stores
 from rollout.versions import Prompt, Version
 from trainer.job import PINS_FILE, PROBES_FILE, Probe
@@ -99,9 +99,8 @@ async def prove_everywhere(
     Raises EngineUnavailableError where it is not loaded in time, UnservableError where a replica
     serves something else.
     """
-    await wait_resident(stores, version, load_seconds)
-    residency = (await stores.catalog.load()).residency.values()
+    found = await wait_resident(stores, version, load_seconds)
     return [
         await prove(engine, url, version, published.probes, published.tolerance(tolerance))
-        for url in sorted(ready_replicas(version, residency))
+        for url in found.on
     ]

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,22 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.catalog import Catalog
-from rollout.engines import Engine, Residency
+from rollout.engines import Engine, Residency, placement
 from rollout.errors import EngineUnavailableError, UnservableError
 from rollout.serving import (
+    Listing,
     Replica,
     ReplicaApi,
     Waits,
     idle_adapters,
     is_ours,
-    replicas_without,
     required_versions,
     residency_plan,
-    resident_everywhere,
     wait_resident,
 )
 from rollout.state import Rollout, Trial
 from rollout.stores import open_stores
+from rollout.stores.codec import decode
 from rollout.versions import Version
 from tests.engines import VllmServer
 from tests.stub_engine import Ending, Reply, StubEngine, at
@@ -118,10 +118,26 @@ def catalog(*rollouts: Rollout, versions: Mapping[int, str | None]) -> Catalog:
     )
 
 
-def test_stable_candidate_previous_and_wanted_are_required_in_that_order() -> None:
+def test_stable_candidate_wanted_and_previous_are_required_in_that_order() -> None:
     seen = catalog(rollout("triage", 2, 3, 1), versions={1: "a", 2: "b", 3: "c", 4: "d", 5: "e"})
     required = required_versions(seen, frozenset({"triage@4"}))
-    assert [v.number for v in required["main"]] == [2, 3, 1, 4]
+    assert [v.number for v in required["main"]] == [2, 3, 4, 1]
+
+
+def test_one_routes_candidate_never_takes_the_place_of_anothers_stable() -> None:
+    one, other = rollout("triage", 2, 3, 1), rollout("faq", 5, 6, 4)
+    weights = {f"triage@{n}": w for n, w in ((1, "a"), (2, "b"), (3, "c"))}
+    weights |= {f"faq@{n}": w for n, w in ((4, "d"), (5, "e"), (6, "f"))}
+    seen = Catalog(
+        revision=1,
+        rollouts={each.route: each for each in (one, other)},
+        versions={
+            name: replace(version(int(name[-1]), w), route=name.split("@")[0])
+            for name, w in weights.items()
+        },
+    )
+    required = required_versions(seen, frozenset())
+    assert [v.number for v in required["main"]] == [2, 5, 3, 6, 1, 4]
 
 
 def test_the_bare_base_the_unknown_and_the_same_weights_twice_need_no_slot() -> None:
@@ -201,18 +217,31 @@ def test_a_plan_never_exceeds_the_slots_nor_touches_what_is_needed_or_not_ours(
     )
 
 
-def test_resident_everywhere_means_on_every_ready_replica_and_on_one_at_least() -> None:
+def test_a_placement_says_where_a_version_answers_and_where_not_and_why() -> None:
     wanted = version(2, "a")
     has = Residency("main", "http://1", ready=True, served=frozenset({"base", A}))
-    lacks = Residency("main", "http://2", ready=True, served=frozenset({"base"}))
-    down = Residency("main", "http://3", ready=False)
+    why = {A: "rank 64 > max_lora_rank 16"}
+    lacks = Residency("main", "http://2", True, frozenset({"base"}), missing=why)
+    down = Residency("main", "http://3", ready=False, down="connection refused")
     other = Residency("other", "http://4", ready=True)
-    assert resident_everywhere(wanted, [has, down, other])
-    assert not resident_everywhere(wanted, [has, lacks])
-    assert replicas_without(wanted, [has, lacks, other]) == {"http://2"}
-    assert not resident_everywhere(wanted, [down, other])
-    assert resident_everywhere(version(1), [lacks])
-    assert not resident_everywhere(version(1), [down])
+    fine = placement(wanted, [has, down, other])
+    assert (fine.everywhere, fine.on, fine.reason) == (True, ("http://1",), "")
+    assert fine.down == {"http://3": "connection refused"}
+    partly = placement(wanted, [lacks, has, other])
+    assert not partly.everywhere
+    assert partly.on == ("http://1",)
+    assert partly.reason == "replica http://2: rank 64 > max_lora_rank 16"
+    nowhere = placement(wanted, [down, other])
+    assert not nowhere.everywhere
+    assert nowhere.reason == "replica http://3: connection refused"
+    assert "no replica of engine 'main' is known" in placement(wanted, [other]).reason
+    assert placement(version(1), [lacks]).everywhere
+    assert not placement(version(1), [down]).everywhere
+
+
+def test_what_an_older_release_stored_of_a_replica_is_read() -> None:
+    stored = '{"engine": "main", "url": "http://1", "ready": true, "served": ["base"]}'
+    assert decode(Residency, stored) == Residency("main", "http://1", True, frozenset({"base"}))
 
 
 # A replica.
@@ -230,7 +259,8 @@ async def test_a_missing_adapter_is_loaded_probed_and_only_then_admitted(bench: 
     assert not passing.done()
     admitted.set()
     residency = await passing
-    assert residency == Residency("main", bench.stub.url, True, frozenset({"base", A}))
+    served = frozenset({"base", A})
+    assert residency == Residency("main", bench.stub.url, True, served, root="/models/base")
 
 
 @pytest.mark.anyio
@@ -239,9 +269,11 @@ async def test_each_admission_is_told_before_the_next_is_begun(bench: Bench) -> 
     first = await bench.replica.reconcile(required)
     assert first.unfinished
     assert first.residency.served == {"base", A}
+    assert first.residency.missing == {B: "it is being loaded"}
     second = await bench.replica.reconcile(required)
     assert not second.unfinished
     assert second.residency.served == {"base", A, B}
+    assert not second.residency.missing
 
 
 @pytest.mark.anyio
@@ -320,13 +352,16 @@ async def test_a_full_replica_makes_room_for_what_matters_more(bench: Bench) -> 
     old = [bench.version(number, weights) for number, weights in ((1, "a"), (2, "b"), (3, "c"))]
     await bench.settle(*old)
     needed = [bench.version(4, "d"), *old]
-    await bench.settle(*needed)
+    full = await bench.settle(*needed)
     assert set(bench.stub.adapters) == {A, B, C}
+    assert "waits until an adapter" in full.missing[D]
     bench.clock.now += WAITS.drain + WAITS.notice
     await bench.settle(*needed)
     residency = await bench.settle(*needed)
     assert residency.served == {"base", D, A, B}
     assert set(bench.stub.adapters) == {A, B, D}
+    assert set(residency.missing) == {C}
+    assert "no room: its 3 adapter slots" in residency.missing[C]
 
 
 @pytest.mark.anyio
@@ -340,7 +375,11 @@ async def test_an_adapter_that_the_engine_refuses_is_tried_ever_more_rarely(
         await bench.settle(bench.version(2, "a"), bench.version(3, "b"))
         return sum(LOAD(received) for received in bench.stub.requests)
 
-    assert (await bench.settle(bench.version(2, "a"))).served == {"base"}
+    refused = await bench.settle(bench.version(2, "a"))
+    assert refused.served == {"base"}
+    assert refused.missing == {
+        A: f"cannot serve {A} (500): LoRA rank 64 is greater than max_lora_rank 16"
+    }
     assert "greater than max_lora_rank" in bench.replica.failures[A]
     assert "greater than max_lora_rank" in caplog.text
     assert await loads_tried() == 2  # b is not held up by a
@@ -357,11 +396,40 @@ async def test_an_adapter_that_the_engine_refuses_is_tried_ever_more_rarely(
 async def test_an_engine_that_is_down_serves_nothing_and_comes_back(bench: Bench) -> None:
     await bench.settle(bench.version(2, "a"))
     await bench.stub.stop()
-    down = Residency("main", bench.stub.url, ready=False)
-    assert await bench.settle(bench.version(2, "a")) == down
+    down = await bench.settle(bench.version(2, "a"))
+    assert not down.ready
+    assert not down.served
+    assert down.down.startswith("does not answer")
     bench.stub.forget()
     await bench.stub.start()
+    bench.stub.script(Reply(status=503), where=HEALTH)
+    assert await bench.settle(bench.version(2, "a")) == down  # one reason, told once
     assert (await bench.settle(bench.version(2, "a"))).served == {"base", A}
+
+
+@pytest.mark.anyio
+async def test_what_the_engine_says_is_shortened(bench: Bench) -> None:
+    error = {"error": {"message": "Traceback:\n" + "a line\n" * 200}}
+    bench.stub.script(Reply(status=500, body=error), where=LOAD)
+    reason = (await bench.settle(bench.version(2, "a"))).missing[A]
+    assert "Traceback: a line a line" in reason
+    assert len(reason) <= 301
+
+
+@pytest.mark.anyio
+async def test_an_adapter_of_another_base_is_not_loaded(bench: Bench) -> None:
+    engine = Engine("main", (bench.stub.url,), base="base", base_revision="r2")
+    older = replace(bench.version(2, "a"), base_revision="r1")
+    same = replace(bench.version(3, "b"), base_revision="r2")
+    other = replace(bench.version(4, "c"), base="other")
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        replica = Replica(client, engine, bench.stub.url, WAITS)
+        while (done := await replica.reconcile([older, same, other])).unfinished:
+            pass
+    assert done.residency.served == {"base", B}
+    assert "made for revision r1 of the base, and the engine serves r2" in done.residency.missing[A]
+    assert "made for base 'other'" in done.residency.missing[other.served_name]
+    assert set(bench.stub.adapters) == {B}
 
 
 @pytest.mark.anyio
@@ -395,7 +463,8 @@ async def test_any_openai_server_is_only_asked_whether_it_is_there() -> None:
         engine = Engine("far", (stub.url,), base="gpt", kind="openai")
         replica = Replica(client, engine, stub.url, WAITS)
         done = await replica.reconcile([version(2, "a", "/x")])
-        assert done.residency == Residency("far", stub.url, True, frozenset({"gpt"}))
+        served = frozenset({"gpt"})
+        assert done.residency == Residency("far", stub.url, True, served, root="/models/gpt")
         assert [received.path for received in stub.requests] == ["/v1/models"]
 
 
@@ -403,7 +472,9 @@ async def test_any_openai_server_is_only_asked_whether_it_is_there() -> None:
 async def test_the_engines_key_is_sent() -> None:
     async with StubEngine(api_key="k") as stub, httpx2.AsyncClient(trust_env=False) as client:
         with_key = Engine("main", (stub.url,), base="base", api_key="k")
-        assert await ReplicaApi(client, with_key, stub.url, WAITS).list_served() == frozenset()
+        assert await ReplicaApi(client, with_key, stub.url, WAITS).list_served() == Listing(
+            frozenset(), "/models/base"
+        )
         without = Engine("main", (stub.url,), base="base")
         with pytest.raises(EngineUnavailableError, match="set `api_key` of engine 'main'"):
             await ReplicaApi(client, without, stub.url, WAITS).list_served()
@@ -416,10 +487,10 @@ async def test_the_engines_key_is_sent() -> None:
 async def test_loading_and_unloading_twice_is_fine(bench: Bench) -> None:
     for _ in range(2):
         await bench.api.load(A, str(bench.path))
-    assert await bench.api.list_served() == {A}
+    assert (await bench.api.list_served()).adapters == {A}
     for _ in range(2):
         await bench.api.unload(A)
-    assert await bench.api.list_served() == frozenset()
+    assert not (await bench.api.list_served()).adapters
 
 
 @pytest.mark.anyio
@@ -501,10 +572,11 @@ async def test_waiting_ends_when_the_last_ready_replica_serves_the_version(redis
 @pytest.mark.anyio
 async def test_waiting_in_vain_says_for_whom(redis_url: str) -> None:
     async with open_stores(redis_url) as stores:
-        with pytest.raises(EngineUnavailableError, match="no replica of engine 'main' answers"):
+        with pytest.raises(EngineUnavailableError, match="no replica of engine 'main' is known"):
             await wait_resident(stores, version(2, "a"), 0.05, poll_seconds=0.01)
-        await stores.catalog.put_residency([Residency("main", "http://2", True)])
-        with pytest.raises(EngineUnavailableError, match="http://2 did not load base-aaaa"):
+        lacks = Residency("main", "http://2", True, missing={A: "rank 64 > 16"})
+        await stores.catalog.put_residency([lacks])
+        with pytest.raises(EngineUnavailableError, match="replica http://2: rank 64 > 16"):
             await wait_resident(stores, version(2, "a"), 0.05, poll_seconds=0.01)
 
 
@@ -551,7 +623,7 @@ async def test_real_vllm_is_brought_to_hold_two_adapters_and_to_drop_one(
             await settle(first)
             clock.now += 60
             assert await settle(first) == {base, first.served_name}
-            assert second.served_name not in await api.list_served()
+            assert second.served_name not in (await api.list_served()).adapters
             with pytest.raises(UnservableError, match="does not exist"):
                 await api.probe(second.served_name)
         finally:
