@@ -1,18 +1,43 @@
 """Labelled cases to a dataset: the rules, the split that never changes, the digest."""
 
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 from rapidfuzz import fuzz
 
 from rollout.cases import Choice, LabelledCase, gold_text, normalise, prompt_digest
-from rollout.errors import InvalidInputError
+from rollout.datasets import (
+    Contradiction,
+    Dataset,
+    Dropped,
+    Example,
+    PreferenceRow,
+    Split,
+    Unanswered,
+    UnpairedRow,
+    Vote,
+    from_rows,
+    load,
+)
 
-Split = Literal["train", "validation", "heldout"]
+__all__ = [
+    "Contradiction",
+    "Dataset",
+    "Dropped",
+    "Example",
+    "PreferenceRow",
+    "Split",
+    "Unanswered",
+    "UnpairedRow",
+    "Vote",
+    "compile_dataset",
+    "from_rows",
+    "load",
+    "split_of",
+]
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 # Texts that are this alike (0 to 100, by the letters to insert and delete) say the same.
@@ -24,66 +49,6 @@ _PERMUTATIONS = 64
 # Words count as an instruction where this share of the prompts, of at least so many, has them.
 _MOST = 0.8
 _FEW = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One row: what was asked, the right answer, and where both came from.
-
-    `cluster` names the prompts that are nearly the same; all of a cluster are in the same split.
-    """
-
-    case: str
-    messages: tuple[Mapping[str, str], ...]
-    gold: str
-    labeler: str
-    choice: Choice
-    inclusion: float
-    cluster: str
-    split: Split
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """A labelled case that is not in the dataset, and why. `kept` is the case that stands for it."""
-
-    case: str
-    reason: str
-    kept: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Contradiction:
-    """Cases with the same input and different gold. Without a majority none of them is used."""
-
-    cases: tuple[str, ...]
-    golds: tuple[str, ...]
-    settled: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """Immutable: `digest` is the sha256 of `content`, which holds the rows as canonical JSONL."""
-
-    digest: str
-    content: bytes
-    rows: tuple[Example, ...]
-    dropped: tuple[Dropped, ...] = ()
-    contradictions: tuple[Contradiction, ...] = ()
-
-    def split(self, name: Split) -> list[Example]:
-        return [row for row in self.rows if row.split == name]
-
-    @property
-    def stats(self) -> Mapping[str, Any]:
-        """For people: rows by split, the commonest answers, what was dropped."""
-        return {
-            "rows": len(self.rows),
-            "splits": dict(Counter(row.split for row in self.rows)),
-            "answers": dict(Counter(row.gold for row in self.rows).most_common(20)),
-            "dropped": dict(Counter(each.reason for each in self.dropped)),
-            "contradictions": len(self.contradictions),
-        }
 
 
 def compile_dataset(
@@ -145,35 +110,6 @@ def split_of(cluster: str, *, heldout: float, validation: float = 0.0) -> Split:
     if bucket < heldout:
         return "heldout"
     return "validation" if bucket >= 1 - validation else "train"
-
-
-def from_rows(rows: Iterable[Example]) -> Dataset:
-    """A dataset of rows as they are, in the order of their cases."""
-    ordered = tuple(sorted(rows, key=lambda row: row.case))
-    content = b"".join(_line(row) for row in ordered)
-    return Dataset(hashlib.sha256(content).hexdigest(), content, ordered)
-
-
-def load(content: bytes) -> Dataset:
-    """Read canonical JSONL back. Raises InvalidInputError with the number of a broken line."""
-    return from_rows(_read_lines(content))
-
-
-def _line(row: Example) -> bytes:
-    text = json.dumps(asdict(row), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return f"{text}\n".encode()
-
-
-def _read_lines(content: bytes) -> Iterator[Example]:
-    # Not splitlines(): it also splits at characters that may stand inside a text.
-    for number, line in enumerate(content.rstrip(b"\n").split(b"\n"), start=1):
-        if not line and number == 1:
-            return
-        try:
-            values = json.loads(line)
-            yield Example(**{**values, "messages": tuple(values["messages"])})
-        except (ValueError, TypeError, KeyError) as exc:
-            raise InvalidInputError(f"line {number} is no row of a dataset: {exc}") from exc
 
 
 @dataclass(frozen=True, slots=True)

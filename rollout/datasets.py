@@ -1,0 +1,249 @@
+"""A dataset: rows made from labels, immutable, named by the sha256 of its lines."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from rollout.cases import Choice
+from rollout.errors import InvalidInputError
+
+Split = Literal["train", "validation", "heldout"]
+Message = Mapping[str, Any]
+
+_encoder = msgspec.json.Encoder(order="sorted")
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """One label of a row's prompt. `agrees`: it gave the answer that the row holds.
+
+    `inclusion` is the probability with which its case was put before a person.
+    """
+
+    case: str
+    labeler: str
+    choice: Choice
+    inclusion: float
+    agrees: bool = True
+    at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row: what was asked, the right answer, and where both came from.
+
+    `messages` hold `role` and `content`, and where tools are used `tool_calls`, `tool_call_id` and
+    `name`; the assistant's may hold a `weight` of 0 or 1. The right answer is `gold` and the tool
+    `calls` that go with it. `accepted` are other answers that were found right, `rejected` those
+    that were refused in its favour. `weight` is the share of the labels that agree.
+
+    `case`, `labeler`, `choice` and `inclusion` are those of the label that the gold is taken from,
+    `labels` all of them. `cluster` names the prompts that are nearly the same; all of a cluster
+    are in the same split.
+    """
+
+    case: str
+    messages: tuple[Message, ...]
+    gold: str
+    labeler: str
+    choice: Choice
+    inclusion: float
+    cluster: str
+    split: Split
+    calls: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    accepted: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
+    weight: float = 1.0
+    labels: tuple[Vote, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """A prompt of which a person said that no answer to it was right: `rejected` are those."""
+
+    case: str
+    messages: tuple[Message, ...]
+    rejected: tuple[str, ...]
+    inclusion: float
+    cluster: str
+    split: Split
+    tools: tuple[Mapping[str, Any], ...] = ()
+    weight: float = 1.0
+    labels: tuple[Vote, ...] = ()
+    gold: None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceRow:
+    """Two answers to the same prompt: a person took `chosen` and not `rejected`.
+
+    `weight`, in (0, 1], is the share of the labels that say so.
+    """
+
+    case: str
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    weight: float = 1.0
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UnpairedRow:
+    """An answer that a person found right, or not, on its own."""
+
+    case: str
+    prompt: tuple[Message, ...]
+    answer: str
+    desirable: bool
+    weight: float = 1.0
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A labelled case that is not in the dataset, and why. `kept` is the case that stands for it."""
+
+    case: str
+    reason: str
+    kept: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """Cases with the same input and different gold. Without a majority none of them is used."""
+
+    cases: tuple[str, ...]
+    golds: tuple[str, ...]
+    settled: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Immutable: `digest` is the sha256 of `content`, which holds all rows as canonical JSONL.
+
+    `rows` have a right answer; `unanswered` have none, and teach only what not to say.
+    """
+
+    digest: str
+    content: bytes
+    rows: tuple[Example, ...]
+    unanswered: tuple[Unanswered, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
+    contradictions: tuple[Contradiction, ...] = ()
+    redacted: Mapping[str, int] = field(default_factory=dict)
+
+    def split(self, name: Split) -> list[Example]:
+        return [row for row in self.rows if row.split == name]
+
+    def preferences(self, name: Split) -> list[PreferenceRow]:
+        """Each refused answer beside the right one; answers that are tool calls have no pair."""
+        return [
+            PreferenceRow(row.case, row.messages, row.gold, rejected, row.weight, row.tools)
+            for row in self.split(name)
+            if row.gold and not row.calls
+            for rejected in row.rejected
+        ]
+
+    def unpaired(self, name: Split) -> list[UnpairedRow]:
+        """Every answer that a person found right or wrong, one by one."""
+        found: list[UnpairedRow] = []
+        for row in self.split(name):
+            right = (row.gold, *row.accepted) if row.gold and not row.calls else row.accepted
+            found += [
+                UnpairedRow(row.case, row.messages, answer, desirable, row.weight, row.tools)
+                for answers, desirable in ((right, True), (row.rejected, False))
+                for answer in answers
+            ]
+        found += [
+            UnpairedRow(row.case, row.messages, answer, False, row.weight, row.tools)
+            for row in self.unanswered
+            if row.split == name
+            for answer in row.rejected
+        ]
+        return found
+
+    @property
+    def stats(self) -> Mapping[str, Any]:
+        """For people: rows by split, the commonest answers, what was dropped."""
+        return {
+            "rows": len(self.rows),
+            "splits": dict(Counter(row.split for row in self.rows)),
+            "answers": dict(Counter(row.gold for row in self.rows).most_common(20)),
+            "dropped": dict(Counter(each.reason for each in self.dropped)),
+            "contradictions": len(self.contradictions),
+        }
+
+
+def from_rows(rows: Iterable[Example], unanswered: Iterable[Unanswered] = ()) -> Dataset:
+    """A dataset of rows as they are, in the order of their cases."""
+    ordered = tuple(sorted(rows, key=lambda row: row.case))
+    without = tuple(sorted(unanswered, key=lambda row: row.case))
+    content = b"".join(_encoder.encode(row) + b"\n" for row in (*ordered, *without))
+    return Dataset(hashlib.sha256(content).hexdigest(), content, ordered, without)
+
+
+def load(content: bytes) -> Dataset:
+    """Read canonical JSONL back; what an older release wrote keeps its digest.
+
+    Raises InvalidInputError with the number of a broken line.
+    """
+    rows: list[Example] = []
+    unanswered: list[Unanswered] = []
+    for row in _read_lines(content):
+        if isinstance(row, Example):
+            rows.append(row)
+        else:
+            unanswered.append(row)
+    return Dataset(hashlib.sha256(content).hexdigest(), content, tuple(rows), tuple(unanswered))
+
+
+def _read_lines(content: bytes) -> Iterator[Example | Unanswered]:
+    # Not splitlines(): it also splits at characters that may stand inside a text.
+    for number, line in enumerate(content.rstrip(b"\n").split(b"\n"), start=1):
+        if not line and number == 1:
+            return
+        try:
+            values = msgspec.json.decode(line)
+            answered = isinstance(values, dict) and values.get("gold") is not None
+            yield msgspec.convert(values, Example if answered else Unanswered)
+        except (msgspec.MsgspecError, RecursionError, UnicodeError) as exc:
+            raise InvalidInputError(f"line {number} is no row of a dataset: {exc}") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is known of a dataset without its rows.
+
+    `source` is `labels`, or the name of the file that was brought in. `dropped` and `answers` are
+    counts; `ledger` names the document that lists each dropped case with its reason, and each
+    contradiction. `labels` counts what it was made from. `suites` are the evaluation suites that
+    it was checked against.
+    """
+
+    digest: str
+    route: str
+    created_at: datetime
+    created_by: str = ""
+    run: str = ""
+    source: str = "labels"
+    labels: int = 0
+    rows: int = 0
+    unanswered: int = 0
+    preferences: int = 0
+    heldout: float = 0.0
+    validation: float = 0.0
+    splits: Mapping[str, int] = field(default_factory=dict)
+    answers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    distinct_answers: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    contradictions: int = 0
+    redacted: Mapping[str, int] = field(default_factory=dict)
+    suites: tuple[str, ...] = ()
+    ledger: str | None = None
