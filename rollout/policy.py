@@ -63,6 +63,12 @@ def given_plan_problems(
     return plan_problems(given, _defaults(policy), servable)
 
 
+def servable_gates(slo: Slo, schema: str | None) -> tuple[str, ...]:
+    """The gates that can judge on a route with these limits and this schema."""
+    there = {"ttft": slo.ttft_seconds, "total": slo.total_seconds, "schema": schema}
+    return tuple(gate for gate in GATES if there.get(gate, "") is not None)
+
+
 def _spec(policy: Policy) -> PlanSpec:
     return PlanSpec(policy.steps, **asdict(_defaults(policy)))
 
@@ -77,9 +83,7 @@ def _defaults(policy: Policy) -> Defaults:
     )
 
 
-def policy_problems(
-    policy: Policy, servable: Sequence[str] = GATES
-) -> Iterator[tuple[str, str]]:
+def policy_problems(policy: Policy, servable: Sequence[str] = GATES) -> Iterator[tuple[str, str]]:
     """Each field that makes no sense, and what is wrong with it.
 
     `servable` are the gates that can judge on the route at all.
