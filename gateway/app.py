@@ -33,7 +33,6 @@ from gateway.health import Fleet
 from gateway.limits import Admission
 from gateway.metrics import Metrics
 from gateway.protocol import Exchange
-from gateway.redaction import Redactor
 from gateway.relay import Relay, find_lane, send_error
 from gateway.routing import View
 from gateway.settings import GatewaySettings
@@ -44,6 +43,7 @@ from gateway.wire import INFERENCE_PATHS, passes
 from rollout.credentials import ApiKey
 from rollout.discovery import Discovery, Lookup, look_up
 from rollout.errors import SluiceError
+from rollout.redaction import Redactor
 from rollout.settings import Settings, bootstrap_key, check_section
 from rollout.stores import GatewayPresence, Stores, open_stores
 

@@ -9,10 +9,10 @@ from typing import Final
 
 from gateway.answers import answer_from_body, answer_from_stream
 from gateway.metrics import Metrics
-from gateway.redaction import RedactionTimeoutError, Redactor
 from gateway.settings import CaptureSection
 from rollout.errors import StoreUnavailableError
 from rollout.exchanges import Arm, Exchange
+from rollout.redaction import RedactionTimeoutError, Redactor
 from rollout.stores.captures import CaptureStore
 
 _log = logging.getLogger(__name__)

@@ -18,11 +18,11 @@ from gateway.call import HeaderList, Receive
 from gateway.errors import OverloadedError, TooLargeError
 from gateway.evidence import Tally
 from gateway.metrics import Metrics
-from gateway.redaction import RedactionTimeoutError, Redactor
 from gateway.settings import FeedbackSection
 from rollout.credentials import ApiKey
 from rollout.errors import InvalidInputError, NotFoundError, StoreUnavailableError
 from rollout.exchanges import Arm, Feedback, Rating, Receipt
+from rollout.redaction import RedactionTimeoutError, Redactor
 from rollout.stores import Stores
 from rollout.stores.feedback import FeedbackStore
 from rollout.versions import Version

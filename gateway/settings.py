@@ -1,11 +1,8 @@
 """The section `[gateway]`: where it listens and what its limits are."""
 
-from collections.abc import Mapping
+from pydantic import Field
 
-import phonenumbers
-from pydantic import Field, field_validator
-
-from gateway.redaction import compile_pattern
+from rollout.redaction import RedactionSection
 from rollout.settings import Section
 
 
@@ -65,37 +62,6 @@ class HedgeSection(Section):
     """
 
     after_seconds: float | None = Field(None, gt=0)
-
-
-class RedactionSection(Section):
-    """What is taken out of exchanges and feedback before they are stored.
-
-    phone_regions: countries whose numbers are also found without `+` and country code.
-    patterns: regular expressions of the operator's, by the name of their kind.
-    maximum_seconds: for one exchange; one that takes longer is not stored.
-    """
-
-    emails: bool = True
-    phones: bool = True
-    cards: bool = True
-    phone_regions: tuple[str, ...] = ("US",)
-    patterns: Mapping[str, str] = Field(default_factory=dict)
-    maximum_seconds: float = Field(1.0, gt=0)
-
-    @field_validator("phone_regions")
-    @classmethod
-    def _regions(cls, regions: tuple[str, ...]) -> tuple[str, ...]:
-        for region in regions:
-            if region not in phonenumbers.SUPPORTED_REGIONS:
-                raise ValueError(f"{region!r} is no country in two capitals, such as US or GB")
-        return regions
-
-    @field_validator("patterns")
-    @classmethod
-    def _patterns(cls, patterns: Mapping[str, str]) -> Mapping[str, str]:
-        for name, text in patterns.items():
-            compile_pattern(name, text)
-        return patterns
 
 
 class CaptureSection(Section):

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from prometheus_client import start_http_server
 
-from gateway.redaction import Redactor
 from gateway.settings import GatewaySettings
 from gateway.shadow.fleet import Fleet, pool_limits
 from gateway.shadow.metrics import ShadowMetrics
@@ -21,6 +20,7 @@ from gateway.shadow.settings import ShadowSettings
 from gateway.shadow.worker import ShadowWorker
 from gateway.upstream import UpstreamPool
 from rollout.errors import ConfigError
+from rollout.redaction import Redactor
 from rollout.settings import Settings, check_section, load_settings
 from rollout.stores import open_stores
 

@@ -14,11 +14,11 @@ from gateway.errors import OverloadedError
 from gateway.evidence import Tally
 from gateway.feedback import FeedbackDesk, Receipts
 from gateway.metrics import Metrics
-from gateway.redaction import Redactor
 from gateway.settings import FeedbackSection
 from rollout.credentials import ApiKey, digest_secret
 from rollout.errors import InvalidInputError
 from rollout.exchanges import Feedback, Receipt
+from rollout.redaction import Redactor
 from rollout.routes import Route
 from rollout.stores import Stores, open_stores
 from rollout.versions import Version

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.answers import answer_from_stream
-from gateway.redaction import RedactionTimeoutError, Redactor, compile_pattern
 from rollout.exchanges import Answer, Exchange
+from rollout.redaction import RedactionTimeoutError, Redactor, compile_pattern
 
 REDACTOR = Redactor(patterns={"ticket": r"TCK-\d+"})
 

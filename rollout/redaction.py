@@ -16,8 +16,10 @@ from typing import Any, Final, TypeVar
 import msgspec
 import phonenumbers
 import regex
+from pydantic import Field, field_validator
 
 from rollout.exchanges import Answer, Exchange
+from rollout.settings import Section
 
 T = TypeVar("T")
 Span = tuple[int, int]
@@ -54,6 +56,37 @@ _DATA_URL: Final = re.compile(r"data:[\w/.+;=-]{1,128};base64,[A-Za-z0-9+/=_-]*"
 _raw: Final = msgspec.json.Decoder(msgspec.Raw)
 # JSON in a string in JSON, as the arguments of a tool call are.
 _DEEPEST: Final = 6
+
+
+class RedactionSection(Section):
+    """What is taken out of exchanges and feedback before they are stored.
+
+    phone_regions: countries whose numbers are also found without `+` and country code.
+    patterns: regular expressions of the operator's, by the name of their kind.
+    maximum_seconds: for one exchange; one that takes longer is not stored.
+    """
+
+    emails: bool = True
+    phones: bool = True
+    cards: bool = True
+    phone_regions: tuple[str, ...] = ("US",)
+    patterns: Mapping[str, str] = Field(default_factory=dict)
+    maximum_seconds: float = Field(1.0, gt=0)
+
+    @field_validator("phone_regions")
+    @classmethod
+    def _regions(cls, regions: tuple[str, ...]) -> tuple[str, ...]:
+        for region in regions:
+            if region not in phonenumbers.SUPPORTED_REGIONS:
+                raise ValueError(f"{region!r} is no country in two capitals, such as US or GB")
+        return regions
+
+    @field_validator("patterns")
+    @classmethod
+    def _patterns(cls, patterns: Mapping[str, str]) -> Mapping[str, str]:
+        for name, text in patterns.items():
+            compile_pattern(name, text)
+        return patterns
 
 
 class RedactionTimeoutError(Exception):
