@@ -21,7 +21,8 @@ Kind = Literal[
 class Answer:
     """What one version answered. `status` 0 is no HTTP answer at all; `error` then says why.
 
-    Times are in seconds from sending the request to the engine.
+    Times are in seconds from sending the request to the engine. `confidence` is the geometric mean
+    of the probabilities of its tokens, in [0, 1], where the engine was asked for them.
     """
 
     version: int
@@ -34,6 +35,7 @@ class Answer:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     error: str | None = None
+    confidence: float | None = None
 
     @property
     def ok(self) -> bool:

@@ -13,12 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from rollout.engines import DNS_SCHEME, Engine
 from rollout.errors import ConfigError, InvalidInputError
 from rollout.policy import Policy, Slo, policy_problems
-from rollout.routes import Comparator, Route
+from rollout.routes import Comparator, JsonRules, Judge, Route, Semantic, route_problems
 from rollout.versions import check_route_name
 
 S = TypeVar("S", bound="Section")
@@ -107,7 +114,11 @@ class RouteSection(Section):
     schema_path: str | None = Field(None, alias="schema")
     slo: Slo = Slo()
     capture: float = Field(0.1, ge=0, le=1)
+    capture_idle: float = Field(0.0, ge=0, le=1)
     policy: Policy = Policy()
+    json_rules: JsonRules = JsonRules()
+    semantic: Semantic | None = None
+    judge: Judge | None = None
 
     @field_validator("name")
     @classmethod
@@ -124,15 +135,30 @@ class RouteSection(Section):
             raise ValueError(problem)
         return policy
 
+    @model_validator(mode="after")
+    def _comparing(self) -> "RouteSection":
+        for _, problem in route_problems(self._made(None)):
+            raise ValueError(problem)
+        return self
+
     def route(self, folder: Path) -> Route:
+        return self._made(
+            None if self.schema_path is None else _read_schema(folder / self.schema_path)
+        )
+
+    def _made(self, schema: str | None) -> Route:
         return Route(
             name=self.name,
             engine=self.engine,
             comparator=self.comparator,
-            schema=None if self.schema_path is None else _read_schema(folder / self.schema_path),
+            schema=schema,
             slo=self.slo,
             capture=self.capture,
             policy=self.policy,
+            capture_idle=self.capture_idle,
+            json_rules=self.json_rules,
+            semantic=self.semantic,
+            judge=self.judge,
         )
 
 

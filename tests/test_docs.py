@@ -24,7 +24,6 @@ from gateway.settings import (
     GatewaySettings,
     HealthSection,
     HedgeSection,
-    RedactionSection,
     UpstreamSection,
 )
 from gateway.shadow.settings import ShadowSettings
@@ -34,7 +33,10 @@ from rollout.cli import _parser
 from rollout.control.views import Verb
 from rollout.credentials import SCOPES
 from rollout.errors import SluiceError
+from rollout.plans import StepSpec
 from rollout.policy import Policy, Slo
+from rollout.redaction import RedactionSection
+from rollout.routes import JsonRules, Judge, Semantic
 from rollout.runs import RunState
 from rollout.settings import (
     ArtifactsSection,
@@ -77,6 +79,10 @@ SECTIONS: dict[str, type] = {
     "[[routes]]": RouteSection,
     "[routes.slo]": Slo,
     "[routes.policy]": Policy,
+    "[[routes.policy.steps]]": StepSpec,
+    "[routes.json_rules]": JsonRules,
+    "[routes.semantic]": Semantic,
+    "[routes.judge]": Judge,
 }
 # What `load_settings` fills in by itself, and what each role reads as a section of its own.
 NO_KEYS: dict[type, set[str]] = {Settings: {"source", "gateway", "shadow", "trainer"}}
@@ -102,7 +108,7 @@ def test_no_section_is_left_out_of_the_configuration_page() -> None:
         CaptureSection
     ) | sections_of(RouteSection) | NO_KEYS[Settings] == {
         name.strip("[]").rpartition(".")[2] for name in headings
-    } | {"source"}
+    } - {"steps"} | {"source"}
 
 
 def test_the_variables_that_are_no_keys_are_on_the_configuration_page() -> None:
@@ -221,7 +227,8 @@ def keys_of(kind: Any) -> Iterator[tuple[str, str]]:
                 yield field.alias or name, default_of(field)
     else:
         for each in dataclasses.fields(kind):
-            yield each.name, written_as(each.default)
+            required = each.default is dataclasses.MISSING
+            yield each.name, "required" if required else written_as(each.default)
 
 
 def sections_of(kind: type[BaseModel]) -> set[str]:

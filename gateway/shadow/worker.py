@@ -3,9 +3,9 @@
 import asyncio
 import logging
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Final, cast
 
-from gateway.redaction import Redactor
 from gateway.shadow.fleet import Fleet
 from gateway.shadow.metrics import ShadowMetrics
 from gateway.shadow.pairing import Reason, case_for, is_engines, other_version, shadow_request
@@ -13,6 +13,7 @@ from gateway.shadow.settings import ShadowSettings
 from rollout.agreement import compare_exchange
 from rollout.errors import InvalidInputError, StoreUnavailableError
 from rollout.exchanges import Answer, Exchange
+from rollout.redaction import Redactor
 from rollout.routes import Route
 from rollout.state import Trial
 from rollout.stores.captures import CaptureStore, Taken
@@ -152,7 +153,14 @@ class ShadowWorker:
             return await self._drop(taken, answer)
         # As the captured one was: two answers that differ in an address alone are no disagreement.
         redacted = await asyncio.to_thread(self._redactor.answer, answer)
-        comparison = compare_exchange(exchange, redacted, pairing.trial, pairing.route)
+        comparison = compare_exchange(
+            exchange,
+            redacted,
+            trial=pairing.trial.id,
+            candidate=pairing.trial.candidate,
+            route=pairing.route,
+            clock=perf_counter,
+        )
         policy = pairing.route.policy
         case = case_for(comparison, exchange, policy)
         settled = await self._captures.settle(taken, comparison, case, policy.maximum_cases)

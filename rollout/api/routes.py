@@ -9,7 +9,7 @@ from rollout.api.security import ControlPlane, Operator, Reader
 from rollout.control import rollouts, routes
 from rollout.control.views import RouteView
 from rollout.policy import Policy, Slo
-from rollout.routes import Comparator, Route
+from rollout.routes import Comparator, JsonRules, Judge, Route, Semantic
 
 router = APIRouter(prefix="/routes", tags=["routes"])
 
@@ -24,7 +24,11 @@ class Body(BaseModel):
     schema_text: str | None = Field(None, alias="schema")
     slo: Slo = Slo()
     capture: float = Field(0.1, ge=0, le=1)
+    capture_idle: float = Field(0.0, ge=0, le=1)
     policy: Policy = Policy()
+    json_rules: JsonRules = JsonRules()
+    semantic: Semantic | None = None
+    judge: Judge | None = None
     reason: str = Field("", max_length=2000)
 
 
@@ -55,6 +59,10 @@ async def put_route(
         slo=body.slo,
         capture=body.capture,
         policy=body.policy,
+        capture_idle=body.capture_idle,
+        json_rules=body.json_rules,
+        semantic=body.semantic,
+        judge=body.judge,
     )
     created = await routes.put(control, caller, wanted, body.reason)
     response.status_code = status.HTTP_201_CREATED if created else status.HTTP_200_OK

@@ -13,6 +13,10 @@ from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.control.views import RouteView
 from rollout.errors import InvalidInputError
 
+_SECTIONS = ("policy", "slo", "json_rules", "semantic", "judge")
+_OTHERS = ", ".join(_SECTIONS[1:])
+_OPTIONAL = ("semantic", "judge")
+
 
 def add(parsers: Subparsers) -> None:
     below = noun(parsers, "route", "list, show and configure routes")
@@ -25,6 +29,9 @@ def add(parsers: Subparsers) -> None:
     change.add_argument("--comparator", choices=("text", "json", "tools", "judge"))
     change.add_argument("--capture", type=float, help="chance that an exchange is kept, 0 to 1")
     change.add_argument(
+        "--capture-idle", type=float, help="the same while no version is on trial, for replays"
+    )
+    change.add_argument(
         "--schema", metavar="FILE", type=Path, help="a JSON schema that answers should satisfy"
     )
     change.add_argument(
@@ -32,7 +39,8 @@ def add(parsers: Subparsers) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a number of the policy or SLO, as in policy.alpha=0.01 or slo.ttft_seconds=0.5",
+        help="a key of policy, slo, json_rules, semantic or judge, as in policy.alpha=0.01 or "
+        'judge.engine="main"; judge=none takes the judge away',
     )
     change.add_argument("--reason", default="", help="why, for the audit")
 
@@ -83,6 +91,7 @@ def _set(session: Session) -> int:
         "engine": options.engine,
         "comparator": options.comparator,
         "capture": options.capture,
+        "capture_idle": options.capture_idle,
         "schema": _read(options.schema) if options.schema else None,
     }
     body |= {key: value for key, value in given.items() if value is not None}
@@ -110,15 +119,18 @@ def _configuration(row: RouteView) -> dict[str, Any]:
 def _put(body: dict[str, Any], pair: str) -> None:
     key, equals, text = pair.partition("=")
     section, _, name = key.partition(".")
-    if not equals or section not in ("policy", "slo") or not name:
-        raise InvalidInputError(f"--set {pair}: write policy.NAME=VALUE or slo.NAME=VALUE")
+    if equals and key in _OPTIONAL and text == "none":
+        body[key] = None
+        return
+    if not equals or section not in _SECTIONS or not name:
+        raise InvalidInputError(f"--set {pair}: write policy.NAME=VALUE, or {_OTHERS} likewise")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError as exc:
         raise InvalidInputError(
-            f"--set {pair}: {text!r} is no number, true, false or list"
+            f'--set {pair}: {text!r} is no number, true, false, list or "text" in quotes'
         ) from exc
-    body.setdefault(section, {})[name] = value
+    body[section] = {**(body.get(section) or {}), name: value}
 
 
 def _read(path: Path) -> str:

@@ -1,12 +1,13 @@
 """Creating a route, and changing how it is compared and judged."""
 
 import json
+from collections.abc import Iterator
 
 from rollout.control.context import Control
 from rollout.credentials import ApiKey
 from rollout.errors import InvalidInputError
 from rollout.policy import policy_problems
-from rollout.routes import Route
+from rollout.routes import Route, route_problems
 from rollout.versions import check_route_name
 
 
@@ -16,13 +17,16 @@ async def put(control: Control, caller: ApiKey, route: Route, reason: str) -> bo
     _check_schema(route.schema)
     for field, problem in policy_problems(route.policy):
         raise InvalidInputError(problem, param=f"policy.{field}")
+    for field, problem in route_problems(route):
+        raise InvalidInputError(problem, param=field)
     engines = {engine.name: engine for engine in control.settings.engine_list()}
-    if route.engine not in engines:
-        raise InvalidInputError(
-            f"there is no engine {route.engine!r}: the configuration has "
-            f"{', '.join(sorted(engines)) or 'none'}",
-            param="engine",
-        )
+    for field, engine in _named_engines(route):
+        if engine not in engines:
+            raise InvalidInputError(
+                f"there is no engine {engine!r}: the configuration has "
+                f"{', '.join(sorted(engines)) or 'none'}",
+                param=field,
+            )
     return await control.stores.rollouts.put_route(
         route,
         by=caller.name,
@@ -30,6 +34,14 @@ async def put(control: Control, caller: ApiKey, route: Route, reason: str) -> bo
         reason=reason,
         base=engines[route.engine].base,
     )
+
+
+def _named_engines(route: Route) -> Iterator[tuple[str, str]]:
+    yield "engine", route.engine
+    if route.semantic is not None:
+        yield "semantic.engine", route.semantic.engine
+    if route.judge is not None:
+        yield "judge.engine", route.judge.engine
 
 
 def _check_schema(text: str | None) -> None:

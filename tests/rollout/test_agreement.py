@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from rollout.agreement import (
     MOST_FOR_DIFFERENT_TEXTS,
     Agreement,
-    Kind,
     compare,
     compare_exchange,
 )
 from rollout.cases import same_text
-from rollout.exchanges import Answer, Exchange
-from rollout.routes import Comparator, Route
+from rollout.exchanges import Answer, Exchange, Kind
+from rollout.routes import Comparator, JsonRules, Judge, Route, Semantic, route_problems
 from rollout.state import Trial
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -198,7 +197,78 @@ def test_a_pair_is_put_together_whichever_side_the_client_saw(answered: int) -> 
     exchange = Exchange(
         "r1", "triage", trial.id, "stable", "u", "/v1/chat/completions", "{}", mine, NOW
     )
-    pair = compare_exchange(exchange, other, trial, Route("triage", "main"))
+    pair = compare_exchange(
+        exchange, other, trial=trial.id, candidate=trial.candidate, route=Route("triage", "main")
+    )
     assert (pair.stable.version, pair.candidate.version) == (4, 5)
     assert (pair.request_id, pair.route, pair.trial) == ("r1", "triage", trial.id)
     assert not pair.agrees
+
+
+@pytest.mark.parametrize(
+    ("rules", "one", "other", "share"),
+    [
+        (JsonRules(tolerance=0.01), {"a": 100}, {"a": 100.5}, 1.0),
+        (JsonRules(tolerance=0.01), {"a": 100}, {"a": 102}, 0.0),
+        (JsonRules(unordered=("/tags",)), {"tags": ["x", "y"]}, {"tags": ["y", "x"]}, 1.0),
+        (JsonRules(unordered=("/tags",)), {"tags": ["x", "x"]}, {"tags": ["y", "x"]}, 1 / 2),
+        (JsonRules(unordered=("/other",)), {"tags": ["x", "y"]}, {"tags": ["y", "x"]}, 0.0),
+        (
+            JsonRules(unordered=("",)),
+            [{"a": 1, "b": 2}, {"a": 3}],
+            [{"a": 3}, {"a": 1, "b": 9}],
+            2 / 3,
+        ),
+        (JsonRules(unordered=("/*/t",)), [{"t": [1, 2]}], [{"t": [2, 1]}], 1.0),
+        (JsonRules(unordered=("",)), [1, 2, 3], [3], 1 / 3),
+        (JsonRules(ignored=("/id",)), {"id": 1, "a": 2}, {"id": 7, "a": 2}, 1.0),
+        (JsonRules(ignored=("/id",)), {"id": 1, "a": 2}, {"a": 2}, 1.0),
+        (JsonRules(ignored=("/*/at",)), [{"at": 1, "a": 2}], [{"at": 5, "a": 3}], 0.0),
+        (JsonRules(ignored=("/a~1b",)), {"a/b": 1}, {"a/b": 2}, 1.0),
+    ],
+)
+def test_a_route_says_what_of_its_json_matters(
+    rules: JsonRules, one: Any, other: Any, share: float
+) -> None:
+    there = compare(said(json.dumps(one)), said(json.dumps(other)), "json", rules=rules)
+    back = compare(said(json.dumps(other)), said(json.dumps(one)), "json", rules=rules)
+    assert there.score == pytest.approx(share)
+    assert back.score == pytest.approx(share)
+
+
+def test_the_rules_hold_for_the_arguments_of_tools() -> None:
+    one = said("", ("find", '{"id": 1, "q": "x"}'))
+    other = said("", ("find", '{"id": 2, "q": "x"}'))
+    assert compare(one, other).score == 0.75
+    assert compare(one, other, rules=JsonRules(ignored=("/id",))).score == 1.0
+
+
+def test_each_step_that_was_tried_is_told_with_its_cost() -> None:
+    ticks = iter(range(100))
+    found = compare(said("Yes"), said("No"), clock=lambda: float(next(ticks)))
+    assert [(step.name, step.agreement) for step in found.steps] == [
+        ("failure", None),
+        ("exact", None),
+        ("tools", None),
+        ("schema", None),
+        ("normalised", None),
+        ("json", None),
+        ("text", 0.0),
+    ]
+    assert {step.seconds for step in found.steps} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"json_rules": JsonRules(tolerance=1.0)}, "json_rules.tolerance"),
+        ({"json_rules": JsonRules(unordered=("tags",))}, "json_rules.unordered"),
+        ({"semantic": Semantic("main", agrees_from=1.5)}, "semantic.agrees_from"),
+        ({"judge": Judge("main", sample=2)}, "judge.sample"),
+        ({"judge": Judge("main", seconds=0)}, "judge.seconds"),
+        ({"comparator": "judge"}, "judge"),
+    ],
+)
+def test_comparing_that_makes_no_sense_is_named(changes: dict[str, Any], field: str) -> None:
+    route = replace(Route("triage", "main"), **changes)
+    assert [name for name, _ in route_problems(route)] == [field]
