@@ -1,15 +1,23 @@
 """A case is what a person is asked to judge; a label is what they said."""
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from rollout.exchanges import Answer, Outcome
+from rollout.exchanges import Answer, Comparison, Outcome
 
 Choice = Literal["first", "second", "both", "neither"]
-CaseState = Literal["open", "leased", "labelled"]
+# What a choice means, whichever answer was shown first.
+Value = Literal["stable", "candidate", "both", "neither"]
+# "disputed": as many people as may be asked were asked, and no choice has a majority.
+CaseState = Literal["open", "leased", "labelled", "disputed"]
+
+# The least interest that still makes a difference to the place in the queue.
+_NEAREST: Final = 1 / 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +25,9 @@ class Case:
     """One request with the two answers to it.
 
     `messages` are the client's own, without what a version put before them. `inclusion` is the
-    probability with which a pair of this kind became a case, in (0, 1].
+    probability with which a pair of this kind became a case, in (0, 1]. `unit` is the hashed
+    identity of the client, empty in cases of older releases. `labels_needed` people label it, and
+    one more where no choice of theirs has a majority. `unsure` is what `unsure_of` said of the pair.
     """
 
     id: str
@@ -32,6 +42,9 @@ class Case:
     inclusion: float
     priority: float
     created_at: datetime
+    unit: str = ""
+    labels_needed: int = 1
+    unsure: float = 0.75
 
     @property
     def stable_first(self) -> bool:
@@ -61,18 +74,111 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class LabelledCase:
-    """A case with what was said of it."""
+    """A case with the label that decides it. `others` are the rest, oldest first."""
 
     case: Case
     label: Label
+    others: tuple[Label, ...] = ()
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """All of them, oldest first."""
+        return tuple(sorted((*self.others, self.label), key=lambda label: label.labelled_at))
+
+    @property
+    def decided_at(self) -> datetime:
+        """When the last label came, which the deciding one need not be."""
+        return max(label.labelled_at for label in (*self.others, self.label))
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the labels of a case come to.
+
+    `needed` is how many it takes in all, as far as one can tell now. `label` decides, and
+    `outcome` is the candidate's; both are None while it is open. A disputed case has no label
+    that decides; its outcome is a tie, for people looked and found neither answer better.
+    """
+
+    state: Literal["open", "labelled", "disputed"]
+    needed: int
+    outcome: Outcome | None = None
+    label: Label | None = None
+
+
+def decide(case: Case, labels: Sequence[Label]) -> Decision:
+    """Whether these labels, oldest first and each by somebody else, decide the case.
+
+    It is decided once `labels_needed` are there and one choice has more than half of them.
+    Without such a choice one more person is asked, and what is split even then is disputed. Of
+    the majority's labels the newest decides, one with a correction before one without.
+    """
+    if len(labels) < case.labels_needed:
+        return Decision("open", case.labels_needed)
+    choice, votes = Counter(label.choice for label in labels).most_common(1)[0]
+    if 2 * votes > len(labels):
+        majority = [label for label in labels if label.choice == choice]
+        deciding = max(
+            enumerate(majority), key=lambda each: (each[1].correction is not None, each[0])
+        )[1]
+        return Decision("labelled", len(labels), outcome(case, deciding), deciding)
+    if len(labels) <= case.labels_needed:
+        return Decision("open", case.labels_needed + 1)
+    return Decision("disputed", len(labels), "tie")
+
+
+def value_of(case: Case, label: Label) -> Value:
+    """What was chosen, by whose answer it is."""
+    if label.choice in ("both", "neither"):
+        return label.choice
+    return "stable" if (label.choice == "first") == case.stable_first else "candidate"
+
+
+def unsure_of(comparison: Comparison) -> float:
+    """How open it is which answer is right, in [1/4, 1].
+
+    1/4 where the pair decides itself, so that a label adds nothing to the evidence. With a judge,
+    1/2 where both orders gave the same verdict, and 1 where they contradict each other. Else, of an
+    engine that tells the probabilities of its tokens, 1 - c/2 for the less confident answer's c;
+    and 3/4 where nothing is known.
+    """
+    if comparison.outcome is not None:
+        return 0.25
+    if comparison.judgement is not None:
+        return 0.5 if comparison.judgement.consistent else 1.0
+    known = [
+        answer.confidence
+        for answer in (comparison.stable, comparison.candidate)
+        if answer.confidence is not None
+    ]
+    return 1.0 - min(known) / 2 if known else 0.75
+
+
+def interest(distance: float, unsure: float) -> float:
+    """How far apart times how unsure, both in [0, 1], as a logarithm to base 2: from -6 to 0."""
+    return math.log2(distance * unsure + _NEAREST)
+
+
+def stratum_of(case: Case) -> str:
+    """Names the cases that became cases with the same chance and wait at like places.
+
+    Within one stratum, which cases people came to label has nothing to do with what they said.
+    """
+    if case.agreement >= 1.0:
+        return f"{case.inclusion:.6g}|agrees"
+    band = math.floor(interest(1.0 - case.agreement, case.unsure))
+    return f"{case.inclusion:.6g}|{band}"
 
 
 def outcome(case: Case, label: Label) -> Outcome:
     """The candidate's outcome of a labelled pair."""
-    if label.choice in ("both", "neither"):
-        return "tie"
-    chose_stable = (label.choice == "first") == case.stable_first
-    return "loss" if chose_stable else "win"
+    match value_of(case, label):
+        case "stable":
+            return "loss"
+        case "candidate":
+            return "win"
+        case "both" | "neither":
+            return "tie"
 
 
 def choice_for(case: Case, gold: str) -> Choice:

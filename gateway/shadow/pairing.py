@@ -1,7 +1,6 @@
 """What the shadow decides: whom to ask, with which request, and whether a person should judge."""
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -9,7 +8,7 @@ import msgspec
 
 from gateway.routing import bucket
 from gateway.wire import CHAT, COMPLETIONS, RESPONSES, read_request, render
-from rollout.cases import Case
+from rollout.cases import Case, interest, unsure_of
 from rollout.exchanges import Answer, Comparison, Exchange
 from rollout.policy import Policy
 from rollout.state import Rollout
@@ -32,10 +31,8 @@ Reason = Literal[
 # What has text or tool calls to compare.
 COMPARABLE: Final = frozenset({CHAT, COMPLETIONS, RESPONSES})
 
-# A case half as far apart that is a day newer comes to the same place in the queue.
+# A case half as interesting that is a day newer comes to the same place in the queue.
 _SECONDS_PER_HALVING: Final = 86400.0
-# Log2 of the smallest distance that still makes a difference to the place in the queue.
-_NEAREST: Final = 1 / 64
 # The fields of a request that say how the answer travels, or that a second answer should be kept.
 _DELIVERY: Final = ("stream", "stream_options", "background", "store", "priority")
 
@@ -122,17 +119,21 @@ def case_for(comparison: Comparison, exchange: Exchange, policy: Policy) -> Case
         inclusion=inclusion,
         priority=priority_of(comparison, exchange.captured_at.timestamp()),
         created_at=exchange.captured_at,
+        unit=exchange.unit,
+        labels_needed=policy.labels_per_case,
+        unsure=unsure_of(comparison),
     )
 
 
 def priority_of(comparison: Comparison, captured_at: float) -> float:
-    """How far apart times how new, as a logarithm: it orders cases without ever being renewed.
+    """How far apart times how unsure times how new, as a logarithm to base 2.
 
-    An agreement gets its distance by chance. At 0 it would always come last, and labels of
+    It orders cases without ever being renewed, for all of them age alike. `unsure_of` says what
+    is known of how unsure a pair is. An agreement gets its distance by chance. At 0 it would always come last, and labels of
     disagreements alone say nothing about how often a version is right.
     """
     distance = _chance("place", comparison) if comparison.agrees else 1.0 - comparison.agreement
-    return math.log2(distance + _NEAREST) + captured_at / _SECONDS_PER_HALVING
+    return interest(distance, unsure_of(comparison)) + captured_at / _SECONDS_PER_HALVING
 
 
 def messages_of(request: str) -> tuple[Mapping[str, Any], ...]:

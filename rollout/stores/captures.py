@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import redis.exceptions
 
+from rollout import tallies
 from rollout.cases import Case, prompt_digest
 from rollout.exchanges import Comparison, Exchange
 from rollout.stores import keys
@@ -87,6 +88,8 @@ class CaptureStore:
                 keys.cases_waiting(taken.exchange.route),
                 keys.case_prompts(taken.exchange.route, trial),
                 keys.CASES_DROPPED,
+                keys.cases_created(taken.exchange.route),
+                keys.case_tallies(taken.exchange.route),
             ],
             [
                 keys.SHADOW_GROUP,
@@ -100,6 +103,7 @@ class CaptureStore:
                 taken.exchange.route,
                 maximum_cases,
                 KEEP_TRIAL_SECONDS,
+                tallies.offered(case) if case else "",
             ],
         )
         if not counted:

@@ -18,6 +18,10 @@ AUDIT = f"{_PREFIX}:audit"  # stream of AuditEntry
 GATEWAYS = f"{_PREFIX}:gateways"  # hash: incarnation -> GatewayPresence
 GATEWAYS_SEEN = f"{_PREFIX}:gateways:seen"  # sorted set: incarnation by expiry (ms)
 
+# Evidence, as the gateway workers count it.
+LEDGERS = f"{_PREFIX}:ledgers"  # sorted set: ledger by its last report (ms)
+LEDGERS_CLOSED = f"{_PREFIX}:ledgers:closed"  # sorted set: ledger by when it was folded (ms)
+
 # Limits of keys, settled by the gateways once a second.
 QUOTAS_ACTIVE = f"{_PREFIX}:quotas:active"  # sorted set: key id in use, until when it is (ms)
 
@@ -30,7 +34,7 @@ FEEDBACK_UNCLAIMED = f"{_PREFIX}:feedback:unclaimed"  # stream of Feedback witho
 
 # Cases and labels.
 CASES = f"{_PREFIX}:cases"  # hash: case id -> Case
-LABELS = f"{_PREFIX}:labels"  # hash: case id -> Label
+LABELS = f"{_PREFIX}:labels"  # hash: case id -> its Labels, one a line, oldest first
 CASE_LEASES = f"{_PREFIX}:case-leases"  # hash: case id -> labeler
 CASES_DROPPED = f"{_PREFIX}:cases-dropped"  # hash: route -> cases that found the queue full
 
@@ -66,9 +70,19 @@ def month_tokens_by_worker(period: str) -> str:
     return f"{_PREFIX}:tokens:{period}:by-worker"
 
 
+def ledger(name: str) -> str:
+    """Hash: `route|trial` -> what one gateway worker counted, absolute, as rows of numbers."""
+    return f"{_PREFIX}:ledger:{name}"
+
+
 def evidence(route: str, trial: str) -> str:
-    """Hash: `incarnation|arm` -> ArmCounts, absolute for that incarnation."""
+    """Hash: `past` -> the sum of the ledgers that were folded."""
     return f"{_PREFIX}:evidence:{route}:{trial}"
+
+
+def units(route: str, trial: str, kind: str) -> str:
+    """Bitmap: a bit for each unit that was seen, or that rated an answer."""
+    return f"{_PREFIX}:units:{route}:{trial}:{kind}"
 
 
 def pairs(route: str, trial: str) -> str:
@@ -99,6 +113,21 @@ def cases_leased(route: str) -> str:
 def cases_labelled(route: str) -> str:
     """Sorted set: case id by the time of its label (ms)."""
     return f"{_PREFIX}:cases:labelled:{route}"
+
+
+def cases_disputed(route: str) -> str:
+    """Sorted set: case id by the time of its last label (ms)."""
+    return f"{_PREFIX}:cases:disputed:{route}"
+
+
+def cases_created(route: str) -> str:
+    """Sorted set: id of each case in any state, by its creation (ms)."""
+    return f"{_PREFIX}:cases:created:{route}"
+
+
+def case_tallies(route: str) -> str:
+    """Hash: name of a tally (rollout/tallies.py) -> how many of the stored cases belong to it."""
+    return f"{_PREFIX}:cases:tallies:{route}"
 
 
 def cases_waiting(route: str) -> str:
