@@ -96,7 +96,7 @@ def win_rate(strata: Iterable[Stratum]) -> WinRate | None:
     )
 
 
-def krippendorff_alpha(patterns: Mapping[Sequence[int], int]) -> float | None:
+def krippendorff_alpha(patterns: Mapping[tuple[int, ...], int]) -> float | None:
     """Agreement beyond chance on nominal values: 1 is perfect, 0 is chance, below is worse.
 
     A pattern counts how often each value was given to one case, and maps to the number of such
