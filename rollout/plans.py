@@ -4,10 +4,10 @@ A plan as an operator writes it (`PlanSpec`) leaves out what the route's policy 
 that a trial follows (`Plan`) says everything, begins in the shadow and ends at 100 %.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 # What a step may ask for. The split check is none of them: it always has to hold.
 GATES: Final = ("pairs", "schema", "errors", "ttft", "total", "feedback")
@@ -218,3 +218,18 @@ def _whole(step: StepSpec, known: Defaults) -> Step:
 
 def _approval(step: StepSpec, known: Defaults) -> bool:
     return not known.automatic if step.approval is None else step.approval
+
+
+def plain_path(loc: Sequence[str | int]) -> tuple[str | int, ...]:
+    """The place of a problem as its author knows it, without how a step was tried to be read."""
+    return tuple(part for part in loc if part not in ("float", StepSpec.__name__))
+
+
+def clearest(problems: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Of pydantic's problems, the one to tell: of the first place, the one that says most about it.
+
+    A step that is neither a percentage nor a table is told as two problems.
+    """
+    first = plain_path(problems[0]["loc"])
+    here = [each for each in problems if plain_path(each["loc"])[: len(first)] == first]
+    return max(here, key=lambda each: len(plain_path(each["loc"])))

@@ -21,10 +21,13 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from rollout.engines import DNS_SCHEME, Engine
 from rollout.errors import ConfigError, InvalidInputError
-from rollout.policy import Policy, Slo, policy_problems
+from rollout.lines import line_of
+from rollout.plans import clearest, plain_path
+from rollout.policy import Policy, Slo, policy_problems, servable_gates
 from rollout.routes import Comparator, JsonRules, Judge, Route, Semantic, route_problems
 from rollout.versions import check_route_name
 
@@ -128,17 +131,13 @@ class RouteSection(Section):
         except InvalidInputError as exc:
             raise ValueError(exc.message) from exc
 
-    @field_validator("policy")
-    @classmethod
-    def _policy(cls, policy: Policy) -> Policy:
-        for _, problem in policy_problems(policy):
-            raise ValueError(problem)
-        return policy
-
     @model_validator(mode="after")
-    def _comparing(self) -> "RouteSection":
-        for _, problem in route_problems(self._made(None)):
-            raise ValueError(problem)
+    def _judging(self) -> "RouteSection":
+        servable = servable_gates(self.slo, self.schema_path)
+        for field, problem in policy_problems(self.policy, servable):
+            raise _problem(f"policy.{field}", problem)
+        for field, problem in route_problems(self._made(None)):
+            raise _problem(field, problem)
         return self
 
     def route(self, folder: Path) -> Route:
@@ -223,11 +222,11 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = 
         path = Path(named)
     if path is None and Path("sluice.toml").is_file():
         path = Path("sluice.toml")
-    table = _read_toml(path) if path else {}
+    text, table = _read_toml(path) if path else ("", {})
     _overlay(table, environ)
     if path:
         table["source"] = path.resolve()
-    settings = _check(Settings, table, str(path or "the environment"))
+    settings = _check(Settings, table, str(path or "the environment"), text)
     known = {engine.name for engine in settings.engines}
     for route in settings.routes:
         if known and route.engine not in known:
@@ -249,23 +248,35 @@ def bootstrap_key(environ: Mapping[str, str] | None = None) -> str | None:
     return (os.environ if environ is None else environ).get("SLUICE_BOOTSTRAP_KEY") or None
 
 
-def _check(kind: type[M], table: Mapping[str, Any], where: str) -> M:
+def _problem(path: str, problem: str) -> PydanticCustomError:
+    """A problem that a look at several keys found; `path` is that of the one to mend."""
+    return PydanticCustomError("problem", "{problem}", {"path": path, "problem": problem})
+
+
+def _check(kind: type[M], table: Mapping[str, Any], where: str, text: str = "") -> M:
+    """Check the table; `text` is the file that it came from, for the number of the line."""
     try:
         return kind.model_validate(table)
     except ValidationError as exc:
-        first = exc.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        first = clearest(exc.errors())
+        below = str(first.get("ctx", {}).get("path", "")).split(".")
+        path = [*plain_path(first["loc"]), *(int(p) if p.isdecimal() else p for p in below if p)]
+        key = ".".join(str(part) for part in path)
         problem = (
             "nothing reads this key; docs/configuration.md lists those that exist"
-            if first["type"] == "extra_forbidden"
+            if first["type"] in ("extra_forbidden", "unexpected_keyword_argument")
             else first["msg"]
         )
-        raise ConfigError(f"{where}: {key}: {problem}", param=key) from exc
+        line = line_of(text, path)
+        at = where if line is None else f"{where}, line {line}"
+        raise ConfigError(f"{at}: {key}: {problem}", param=key) from exc
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> tuple[str, dict[str, Any]]:
+    """The text, and what it says."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return text, tomllib.loads(text)
     except OSError as exc:
         raise ConfigError(
             f"cannot read the configuration {path}: {exc.strerror or exc}; name another with --config"

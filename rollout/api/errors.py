@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from rollout.errors import AuthenticationError, SluiceError, UnavailableError
+from rollout.plans import clearest, plain_path
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,8 @@ async def _sluice_error(_: Request, exc: Exception) -> JSONResponse:
 
 async def _invalid(_: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, RequestValidationError)  # noqa: S101  # registered for nothing else
-    first = exc.errors()[0]
-    param = ".".join(str(part) for part in first["loc"] if part != "body") or None
+    first = clearest(exc.errors())
+    param = ".".join(str(part) for part in plain_path(first["loc"]) if part != "body") or None
     message = f"{param}: {first['msg']}" if param else str(first["msg"])
     return _response(400, message, "invalid_request_error", "invalid_input", param=param)
 

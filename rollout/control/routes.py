@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from rollout.control.context import Control
 from rollout.credentials import ApiKey
 from rollout.errors import InvalidInputError
-from rollout.policy import policy_problems
+from rollout.policy import policy_problems, servable_gates
 from rollout.routes import Route, route_problems
 from rollout.versions import check_route_name
 
@@ -15,7 +15,7 @@ async def put(control: Control, caller: ApiKey, route: Route, reason: str) -> bo
     """Whether the route is new. Raises InvalidInputError with the field at fault."""
     check_route_name(route.name)
     _check_schema(route.schema)
-    for field, problem in policy_problems(route.policy):
+    for field, problem in policy_problems(route.policy, servable_gates(route.slo, route.schema)):
         raise InvalidInputError(problem, param=f"policy.{field}")
     for field, problem in route_problems(route):
         raise InvalidInputError(problem, param=field)
