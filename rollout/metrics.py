@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from rollout.catalog import Catalog
+from rollout.engines import Residency
 from rollout.evidence import Evidence, Verdict
 from rollout.gates import thresholds
 from rollout.runs import RunEvent, RunState, TrainingRun
@@ -127,9 +128,27 @@ def _families(seen: Seen) -> Iterator[Metric]:
         "engine",
         "replica",
     )
+    yield _gauge(
+        "sluice_adapters_resident",
+        "Adapters that the replica was proved to serve.",
+        {(r.engine, r.url): len(r.served) - 1 for r in _ready(seen)},
+        "engine",
+        "replica",
+    )
+    yield _gauge(
+        "sluice_adapters_missing",
+        "Adapters that should be on the replica and are not; `GET /engines` says why.",
+        {(r.engine, r.url): len(r.missing) for r in _ready(seen)},
+        "engine",
+        "replica",
+    )
     yield from _gates(seen)
     yield from _cases(seen)
     yield from _training(seen)
+
+
+def _ready(seen: Seen) -> list[Residency]:
+    return [residency for residency in seen.catalog.residency.values() if residency.ready]
 
 
 def _weights(rollout: Rollout) -> Iterator[tuple[tuple[str, str], float]]:

@@ -211,7 +211,8 @@ class ReplicaApi:
             cards = answer.json()["data"]
             adapters = frozenset(str(card["id"]) for card in cards if card.get("parent"))
             base = (card for card in cards if card["id"] == self._engine.base)
-            return Listing(adapters, str(next(base, {}).get("root") or ""))
+            root = next((card.get("root") for card in base), None)
+            return Listing(adapters, str(root or ""))
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
             raise EngineUnavailableError(
                 f"{self._url}/v1/models is no list of models: is that an OpenAI-compatible server?"

@@ -1,7 +1,7 @@
 """`sluice rollout`: where a rollout stands, and moving it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from rich.console import Group, RenderableType
@@ -31,9 +31,11 @@ _HELP: dict[Verb, str] = {
 
 _FORCED: dict[Verb, str] = {
     "propose": "though it lost its evaluation; the history says so",
-    "promote": "without a passing gate; the history says so",
+    "canary": "though not every replica serves it; the history says so",
+    "promote": "without a passing gate, or on fewer replicas; the history says so",
     "advance": "without a passing gate; the history says so",
-    "rollback": "take the last stable back though a trial was rolled back a moment ago",
+    "rollback": "take the last stable back though a trial was rolled back a moment ago, or though "
+    "no replica serves it",
 }
 
 
@@ -175,6 +177,8 @@ def _describe(view: RolloutView) -> RenderableType:
     if trial is not None:
         share = f"{trial.weight:g} % of the traffic"
         lines.append(Text(f"  candidate  {view.candidate}  {trial.stage}, {share}"))
+    lines += [Text(f"  resident   {line}", "yellow") for line in _missing(view)]
+    if trial is not None:
         for verdict in view.verdicts:
             needed = f", about {verdict.needed} more needed" if verdict.needed is not None else ""
             lines.append(
@@ -189,6 +193,17 @@ def _describe(view: RolloutView) -> RenderableType:
             lines.append(_numbers(view.evidence))
     lines.append(Text(f"  cases      {view.open_cases} wait for a person\n"))
     return Group(*lines)
+
+
+def _missing(view: RolloutView) -> Iterator[str]:
+    """Which replicas lack a version, and what waits for them."""
+    for name, found in view.placements.items():
+        if found.everywhere:
+            continue
+        if name == view.candidate:
+            yield f"more traffic waits until {name} is resident: {found.reason}"
+        else:
+            yield f"{name} is not everywhere: {found.reason}"
 
 
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}

@@ -44,12 +44,17 @@ def _table(rows: list[VersionView]) -> Table:
         made.add_row(
             Text(row.name),
             Text(row.served_name),
-            str(len(row.resident_on)),
+            _on(row),
             f"{version.created_at:%Y-%m-%d %H:%M}",
             Text(version.created_by),
             Text(version.note),
         )
     return made
+
+
+def _on(row: VersionView) -> str:
+    count = len(row.resident_on)
+    return f"{count} of {count + len(row.missing)}" if count and row.missing else str(count)
 
 
 def _show(session: Session) -> int:
@@ -64,6 +69,8 @@ def _details(row: VersionView) -> Table:
     values: dict[str, Any] = {
         "served as": row.served_name,
         "answers on": ", ".join(row.resident_on) or "no replica now",
+        **{f"not on {url}": why for url, why in row.missing.items()},
+        **{f"down: {url}": why for url, why in row.down.items()},
         "engine": version.engine,
         "base": version.base,
         "base revision": version.base_revision,

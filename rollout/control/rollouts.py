@@ -1,30 +1,38 @@
 """Where a rollout stands, and the verbs that move it."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import get_args
 
+from rollout.catalog import Catalog
 from rollout.control.context import Control
 from rollout.control.versions import require_resident
 from rollout.control.views import Changed, RolloutView, RouteView, Verb
 from rollout.credentials import ApiKey
+from rollout.engines import Placement, placement
 from rollout.errors import (
     InvalidInputError,
     RefusedError,
     StaleRevisionError,
 )
-from rollout.evidence import Verdict
+from rollout.evidence import Evidence, Verdict
+from rollout.planner import Known, plan_followed, standing
+from rollout.plans import Plan, PlanSpec
+from rollout.policy import given_plan_problems, plan_of, policy_problems, servable_gates
+from rollout.routes import Route
 from rollout.state import (
     CanarySet,
     Event,
     Held,
     Promoted,
     Proposed,
+    Queued,
     Resumed,
     RolledBack,
     Rollout,
     Trial,
+    Withdrawn,
     surely_meant,
 )
 from rollout.stores import Stores
@@ -40,6 +48,8 @@ _ATTEMPTS = 5
 class Ask:
     """What a verb was asked with. `revision` None is whatever the rollout's revision is now.
 
+    `plan` None is the plan of the route's policy. With `queue` a proposal waits for its turn.
+
     `force` puts aside the gates and reports, never the state machine; the history says so.
     """
 
@@ -48,6 +58,8 @@ class Ask:
     percent: float | None = None
     revision: int | None = None
     force: bool = False
+    plan: PlanSpec | None = None
+    queue: bool = False
 
 
 async def change(control: Control, caller: ApiKey, route: str, verb: Verb, ask: Ask) -> Changed:
@@ -80,6 +92,8 @@ async def status(control: Control, route: str) -> RolloutView:
         evidence = await control.stores.evidence.read(route, trial.id)
         verdicts = tuple(await control.stores.evidence.verdicts(route, trial.id))
     stats = await control.stores.cases.stats(route)
+    catalog = await control.stores.catalog.load()
+    known = _known(rollout, evidence, verdicts, catalog)
     return RolloutView(
         rollout=rollout,
         stable=f"{route}@{rollout.stable}",
@@ -88,7 +102,33 @@ async def status(control: Control, route: str) -> RolloutView:
         evidence=evidence,
         verdicts=verdicts,
         open_cases=sum(row.open + row.leased for row in stats),
+        placements=_placements(rollout, catalog),
+        standing=standing(rollout, known, catalog.routes[route].policy, control.now()),
+        queued=tuple(f"{route}@{waiting.version}" for waiting in rollout.queued),
     )
+
+
+def _known(
+    rollout: Rollout, evidence: Evidence | None, verdicts: Sequence[Verdict], catalog: Catalog
+) -> Known | None:
+    if rollout.trial is None or evidence is None:
+        return None
+    version = catalog.versions[f"{rollout.route}@{rollout.trial.candidate}"]
+    return Known(evidence, verdicts, placement(version, catalog.residency.values()))
+
+
+def _placements(rollout: Rollout, catalog: Catalog) -> Mapping[str, Placement]:
+    """Of the versions with an adapter that the controller keeps for this route."""
+    numbers = [rollout.stable, rollout.previous]
+    if rollout.trial is not None:
+        numbers.insert(1, rollout.trial.candidate)
+    names = [f"{rollout.route}@{number}" for number in numbers if number is not None]
+    versions = [catalog.versions[name] for name in names if name in catalog.versions]
+    return {
+        version.name: placement(version, catalog.residency.values())
+        for version in versions
+        if version.adapter is not None
+    }
 
 
 async def routes(control: Control, caller: ApiKey) -> list[RouteView]:
@@ -108,13 +148,39 @@ async def route(control: Control, name: str) -> RouteView:
 
 
 async def _proposed(control: Control, rollout: Rollout, ask: Ask, by: str) -> Event:
+    """Puts the version on trial, or behind those that wait for their turn."""
     version = await _asked_version(control, rollout, ask)
+    plan = _plan(await control.stores.rollouts.route(rollout.route), ask.plan)
     reason = ask.reason
     report = await control.stores.reports.of(version.name)
     if report is not None and report.outcome == "fail":
         _need_force(ask, f"{version.name} lost its evaluation ({report.reason})")
         reason = _forced(reason, "its evaluation failed")
-    return Proposed(version=version.number, at=control.now(), by=by, reason=reason)
+    waits = ask.queue and (rollout.trial is not None or bool(rollout.queued))
+    kind = Queued if waits else Proposed
+    return kind(version=version.number, at=control.now(), by=by, reason=reason, plan=plan)
+
+
+def _plan(route: Route, given: PlanSpec | None) -> Plan:
+    """The plan that the trial will follow, whatever becomes of the route. Checked here again: the
+    route may have lost what a gate needs, and a plan may have come with the proposal."""
+    servable = servable_gates(route.slo, route.schema)
+    if given is not None:
+        for field, problem in given_plan_problems(given, route.policy, servable):
+            raise InvalidInputError(problem, param=f"plan.{field}")
+    else:
+        for field, problem in policy_problems(route.policy, servable):
+            raise InvalidInputError(
+                f"the policy of {route.name} makes no plan: {field}: {problem}; mend it with "
+                f"`sluice route set {route.name}`",
+                param=f"policy.{field}",
+            )
+    return plan_of(route.policy, given)
+
+
+async def _withdrawn(control: Control, rollout: Rollout, ask: Ask, by: str) -> Event:
+    version = await _asked_version(control, rollout, ask)
+    return Withdrawn(version=version.number, at=control.now(), by=by, reason=ask.reason)
 
 
 async def _canary_set(control: Control, rollout: Rollout, ask: Ask, by: str) -> Event:
@@ -124,11 +190,11 @@ async def _canary_set(control: Control, rollout: Rollout, ask: Ask, by: str) -> 
 
 
 async def _advanced(control: Control, rollout: Rollout, ask: Ask, by: str) -> Event:
-    """The next of the route's steps; behind the last one it promotes."""
+    """Enters the plan's next step, as whoever approves it; behind the last one it promotes."""
     trial = _trial(rollout, "advance")
     policy = (await control.stores.rollouts.route(rollout.route)).policy
-    percent = next((step for step in policy.steps if step > trial.weight), None)
-    if percent is None:
+    percent = plan_followed(trial, policy).behind(trial.weight).percent
+    if percent >= 100:
         return await _promoted(control, rollout, ask, by)
     return await _weight(control, rollout, percent, ask, by)
 
@@ -136,9 +202,11 @@ async def _advanced(control: Control, rollout: Rollout, ask: Ask, by: str) -> Ev
 async def _weight(
     control: Control, rollout: Rollout, percent: float, ask: Ask, by: str
 ) -> CanarySet:
-    if percent > 0 and rollout.trial is not None:
-        await _candidate_resident(control, rollout, rollout.trial)
-    return CanarySet(percent=percent, at=control.now(), by=by, reason=ask.reason)
+    reason = ask.reason
+    # Less of it is always possible, whatever the engines are doing.
+    if rollout.trial is not None and percent > rollout.trial.weight:
+        reason = await _candidate_resident(control, rollout, rollout.trial, ask, reason)
+    return CanarySet(percent=percent, at=control.now(), by=by, reason=reason)
 
 
 async def _held(control: Control, _: Rollout, ask: Ask, by: str) -> Event:
@@ -151,11 +219,11 @@ async def _resumed(control: Control, _: Rollout, ask: Ask, by: str) -> Event:
 
 async def _promoted(control: Control, rollout: Rollout, ask: Ask, by: str) -> Promoted:
     trial = _trial(rollout, "promote")
-    await _candidate_resident(control, rollout, trial)
+    reason = await _candidate_resident(control, rollout, trial, ask, ask.reason)
     verdicts = await control.stores.evidence.verdicts(rollout.route, trial.id)
-    reason = ask.reason
-    if not verdicts or any(verdict.outcome != "pass" for verdict in verdicts):
-        said = _what_gates_say(verdicts)
+    policy = (await control.stores.rollouts.route(rollout.route)).policy
+    said = _in_the_way(plan_followed(trial, policy).gates, verdicts)
+    if said:
         _need_force(ask, f"the gate has not passed {rollout.route}@{trial.candidate}: {said}")
         reason = _forced(reason, said)
     return Promoted(at=control.now(), by=by, reason=reason)
@@ -179,7 +247,24 @@ async def rollback(
             f"stable {rollout.route}@{rollout.stable}. Repeat it with force if that is meant",
             param="force",
         )
+    if not force and rollout.trial is None and rollout.previous is not None:
+        await _way_back(stores, rollout)
     return RolledBack(at=now, by=by, reason=reason)
+
+
+async def _way_back(stores: Stores, rollout: Rollout) -> None:
+    """Raise RefusedError where the last stable version would answer nobody, and stable answers."""
+    catalog = await stores.catalog.load()
+    stable, previous = (
+        placement(catalog.versions[name], catalog.residency.values())
+        for name in (f"{rollout.route}@{rollout.stable}", f"{rollout.route}@{rollout.previous}")
+    )
+    if stable.on and not previous.on:
+        raise RefusedError(
+            f"no replica serves {previous.name} now ({previous.reason}), so {rollout.route} would fail "
+            "until one does. Make room for it, or repeat the rollback with force if failing is better",
+            param="force",
+        )
 
 
 _EVENTS: Mapping[Verb, Callable[[Control, Rollout, Ask, str], Awaitable[Event]]] = {
@@ -190,6 +275,7 @@ _EVENTS: Mapping[Verb, Callable[[Control, Rollout, Ask, str], Awaitable[Event]]]
     "resume": _resumed,
     "promote": _promoted,
     "rollback": _rolled_back,
+    "withdraw": _withdrawn,
 }
 
 
@@ -206,10 +292,20 @@ async def _asked_version(control: Control, rollout: Rollout, ask: Ask) -> Versio
     return await control.stores.rollouts.version(name)
 
 
-async def _candidate_resident(control: Control, rollout: Rollout, trial: Trial) -> None:
+async def _candidate_resident(
+    control: Control, rollout: Rollout, trial: Trial, ask: Ask, reason: str
+) -> str:
+    """The reason for the history, once the candidate can have more traffic.
+
+    With force, the replicas that serve it are enough, if there is one.
+    """
     version = await control.stores.rollouts.version(f"{rollout.route}@{trial.candidate}")
-    catalog = await control.stores.catalog.load()
-    require_resident(version, catalog.residency.values())
+    residencies = (await control.stores.catalog.load()).residency.values()
+    found = placement(version, residencies)
+    if ask.force and found.on and found.missing:
+        return _forced(reason, f"not resident on {', '.join(found.missing)}")
+    require_resident(version, residencies)
+    return reason
 
 
 def _trial(rollout: Rollout, verb: Verb) -> Trial:
@@ -231,7 +327,15 @@ def _forced(reason: str, why: str) -> str:
     return f"{reason} (forced: {why})" if reason else f"forced: {why}"
 
 
-def _what_gates_say(verdicts: list[Verdict]) -> str:
+def _in_the_way(gates: Sequence[str], verdicts: Sequence[Verdict]) -> str:
+    """What the gates have against a promotion; empty where those of the plan have passed."""
     if not verdicts:
         return "no gate has judged this trial yet"
-    return "; ".join(f"{v.gate} {v.outcome}: {v.reason}" for v in verdicts if v.outcome != "pass")
+    said = {verdict.gate: verdict for verdict in verdicts}
+    silent = [gate for gate in gates if gate not in said]
+    against = [
+        f"{v.gate} {v.outcome}: {v.reason}"
+        for v in verdicts
+        if v.outcome == "fail" or (v.gate in gates and v.outcome != "pass")
+    ]
+    return "; ".join([*against, *(f"{gate} has not judged yet" for gate in silent)])

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rollout.adapters import check_adapter
+from rollout.catalog import Catalog
 from rollout.control.context import Control
 from rollout.control.views import EngineView, ReplicaView, VersionView
 from rollout.credentials import ApiKey
-from rollout.engines import DNS_SCHEME, Engine, Residency
+from rollout.engines import DNS_SCHEME, Engine, Placement, Residency, placement
 from rollout.errors import EngineUnavailableError, InvalidInputError, UnservableError
 from rollout.versions import Prompt, Version, parse_model
 
@@ -79,13 +80,14 @@ async def version(control: Control, name: str) -> VersionView:
 
 
 async def engines(control: Control) -> list[EngineView]:
-    residency = (await control.stores.catalog.load()).residency
+    catalog = await control.stores.catalog.load()
+    residency = catalog.residency
     return [
         EngineView(
             name=engine.name,
             kind=engine.kind,
             base=engine.base,
-            replicas=tuple(_replica(url, residency.get(url)) for url in _urls(engine, residency)),
+            replicas=tuple(_replica(url, catalog) for url in _urls(engine, residency)),
         )
         for engine in control.settings.engine_list()
     ]
@@ -100,30 +102,12 @@ def _urls(engine: Engine, residency: Mapping[str, Residency]) -> list[str]:
     return urls
 
 
-def resident_on(version: Version, residencies: Iterable[Residency]) -> tuple[str, ...]:
-    """The ready replicas that answer for this version now.
-
-    A version without an adapter is the engine's base, which every ready replica serves.
-    """
-    return tuple(
-        sorted(
-            residency.url
-            for residency in residencies
-            if residency.engine == version.engine
-            and residency.ready
-            and (version.adapter is None or version.served_name in residency.served)
-        )
-    )
-
-
-def require_resident(version: Version, residencies: Iterable[Residency]) -> None:
-    """Raise EngineUnavailableError where no ready replica serves the version's adapter."""
-    if version.adapter is not None and not resident_on(version, residencies):
-        raise EngineUnavailableError(
-            f"no ready replica of engine {version.engine!r} serves {version.name} yet: the "
-            "controller loads a candidate's adapter within seconds, so try again; if it stays so, "
-            "`sluice doctor` and the controller's log say why"
-        )
+def require_resident(version: Version, residencies: Iterable[Residency]) -> Placement:
+    """Where it is resident. Raises EngineUnavailableError unless that is on every ready replica."""
+    found = placement(version, residencies)
+    if version.adapter is not None and not found.everywhere:
+        raise EngineUnavailableError(f"{version.name} is not resident yet: {found.reason}")
+    return found
 
 
 async def _find(control: Control, name: str) -> VersionView:
@@ -135,18 +119,35 @@ async def _find(control: Control, name: str) -> VersionView:
 
 
 def _view(version: Version, residencies: Iterable[Residency]) -> VersionView:
+    found = placement(version, residencies)
     return VersionView(
         name=version.name,
         served_name=version.served_name,
-        resident_on=resident_on(version, residencies),
+        resident_on=found.on,
         version=version,
+        missing=found.missing,
+        down=found.down,
     )
 
 
-def _replica(url: str, residency: Residency | None) -> ReplicaView:
+def _replica(url: str, catalog: Catalog) -> ReplicaView:
+    residency = catalog.residency.get(url)
     if residency is None:
-        return ReplicaView(url=url, ready=False, served=())
-    return ReplicaView(url=url, ready=residency.ready, served=tuple(sorted(residency.served)))
+        return ReplicaView(
+            url=url, ready=False, served=(), down="the controller has not looked yet"
+        )
+    missing = {
+        version.name: residency.missing[version.served_name]
+        for version in catalog.versions.values()
+        if version.engine == residency.engine and version.served_name in residency.missing
+    }
+    return ReplicaView(
+        url=url,
+        ready=residency.ready,
+        served=tuple(sorted(residency.served)),
+        missing=missing,
+        down=residency.down,
+    )
 
 
 def _engine(control: Control, name: str) -> Engine | None:

@@ -1,19 +1,21 @@
 """The bodies that the control API sends and its client reads."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
 from rollout.cases import Case, CaseState
 from rollout.credentials import NO_LIMITS, KeyLimits
+from rollout.engines import Placement
 from rollout.evidence import Evidence, Verdict
 from rollout.exchanges import Answer
+from rollout.planner import Standing
 from rollout.routes import Route
 from rollout.state import Rollout
 from rollout.versions import Version
 
-Verb = Literal["propose", "canary", "advance", "hold", "resume", "promote", "rollback"]
+Verb = Literal["propose", "canary", "advance", "hold", "resume", "promote", "rollback", "withdraw"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class RolloutView:
     """Where a rollout stands. `stable`, `candidate` and `previous` are version names.
 
     `evidence` and `verdicts` are the present trial's. `open_cases` still wait for a person.
+    `placements` says of each of the three that has an adapter where it is resident, `standing` how
+    far the trial has come in its plan and what it waits for. `queued` come after it.
     """
 
     rollout: Rollout
@@ -36,6 +40,9 @@ class RolloutView:
     evidence: Evidence | None
     verdicts: tuple[Verdict, ...]
     open_cases: int
+    placements: Mapping[str, Placement] = field(default_factory=dict)
+    standing: Standing | None = None
+    queued: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +55,30 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class VersionView:
-    """`resident_on` are the replicas that answer for it now; `report` is its newest evaluation."""
+    """`resident_on` are the replicas that answer for it now; `report` is its newest evaluation.
+
+    `missing` are the replicas that answer, but not for it, and `down` those that don't answer, each
+    with the reason.
+    """
 
     name: str
     served_name: str
     resident_on: tuple[str, ...]
     version: Version
     report: str | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+    down: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
+    """`missing` are the versions that should be resident and are not, `down` why it is not ready."""
+
     url: str
     ready: bool
     served: tuple[str, ...]
+    missing: Mapping[str, str] = field(default_factory=dict)
+    down: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ async def test_no_adapter_gets_traffic_before_a_replica_serves_it(
     refused = await post(api, "canary", percent=10)
     assert refused.status_code == 503
     assert refused.headers["retry-after"]
-    assert "no ready replica" in refused.json()["error"]["message"]
+    assert "triage@3 is not resident yet: no replica" in refused.json()["error"]["message"]
     assert (await post(api, "promote", force=True)).status_code == 503
     assert (await post(api, "canary", percent=0)).status_code == 200
     await make_resident(stores)

@@ -99,7 +99,7 @@ def test_canary_waits_for_an_engine_when_asked_to(sluice: Sluice, api: LiveApi) 
     sluice("rollout", "propose", "triage", ADAPTED)
     refused = sluice("rollout", "canary", "triage", "10")
     assert refused.returncode == 1
-    assert "no ready replica" in refused.stderr
+    assert "is not resident yet" in refused.stderr
     loading = threading.Timer(0.5, lambda: api.with_stores(make_resident))
     loading.start()
     assert sluice("rollout", "canary", "triage", "10", "--wait", "30").returncode == 0
