@@ -2,9 +2,10 @@
 
 import contextlib
 import errno
+import math
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,18 @@ _FILE = "checkpoint.pt"
 
 
 @dataclass(frozen=True, slots=True)
+class Best:
+    """The lowest validation loss yet, after `step`, with the weights that gave it where they are to
+    be kept; `last` is the newest, and `worse` how many there were since the lowest."""
+
+    loss: float = math.inf
+    last: float | None = None
+    step: int = 0
+    worse: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """`step` optimizer steps are done. `job` names what is trained; another job's is not taken."""
 
@@ -25,6 +38,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     optimizer: dict[str, Any]
     tokens: int
+    best: Best = Best()
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
@@ -37,6 +51,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "weights": checkpoint.weights,
         "optimizer": checkpoint.optimizer,
         "tokens": checkpoint.tokens,
+        "best": {name: getattr(checkpoint.best, name) for name in Best.__slots__},
     }
     try:
         with draft.open("wb") as file:
@@ -61,4 +76,6 @@ def load(folder: Path, job: str) -> Checkpoint | None:
         state = torch.load(folder / _FILE, weights_only=True, map_location="cpu")
     except (OSError, RuntimeError, EOFError, ValueError):
         return None
-    return Checkpoint(**state) if state.get("job") == job else None
+    if state.get("job") != job:
+        return None
+    return Checkpoint(**{**state, "best": Best(**state.get("best", {}))})

@@ -11,12 +11,27 @@ from rollout.errors import InvalidInputError, UnservableError
 # Settings that PEFT knows and the engine refuses, or serves as something else than was trained.
 _UNSERVABLE: Mapping[str, tuple[object, str]] = {
     "use_dora": (False, "the engine refuses DoRA adapters"),
+    "use_qalora": (False, "the engine refuses QALoRA adapters"),
     "bias": ("none", "the engine refuses adapters with biases"),
+    "lora_bias": (False, "the engine refuses adapters with biases"),
     "modules_to_save": (None, "the engine refuses whole modules beside the adapter"),
     "layer_replication": (None, "the engine cannot replicate layers"),
+    "target_parameters": (None, "the engine adapts modules, not single parameters"),
+    "alora_invocation_tokens": (None, "the engine refuses activated LoRA"),
     "trainable_token_indices": (None, "the engine cannot serve new or changed tokens"),
+    "new_tokens": (None, "the engine cannot serve new or changed tokens"),
+    "resize_token_embeddings": (False, "the engine cannot serve new or changed tokens"),
     "init_lora_weights": (True, "initialisations that change the base cannot be served"),
+    "loftq_config": (None, "initialisations that change the base cannot be served"),
+    "eva_config": (None, "initialisations that change the base cannot be served"),
+    "corda_config": (None, "initialisations that change the base cannot be served"),
+    "lora_dropout": (0, "the probes of training would differ from those of serving"),
 }
+MethodName = Literal["sft", "dpo", "ipo", "kto", "orpo", "distill"]
+Weights = Literal["lora", "qlora", "full"]
+# Methods that hold answers against each other start from a model that answers already.
+PREFERENCE_METHODS: frozenset[MethodName] = frozenset({"dpo", "ipo", "kto", "orpo"})
+
 _UNSERVABLE_MODULES = frozenset({"lm_head", "embed_tokens"})
 
 
@@ -24,15 +39,30 @@ _UNSERVABLE_MODULES = frozenset({"lm_head", "embed_tokens"})
 class TrainingConfig:
     """Everything that decides which adapter comes out, beside the dataset and the base.
 
+    method: "sft", "dpo", "ipo", "kto", "orpo", or "distill": "sft" on what a `teacher` answered.
+    backend: "sluice" is the loop here; "external" the command of `[trainer.external]`.
+    weights: which are trained: "lora"; "qlora", over a base held in four bits; "full", all of
+        them, which makes a model of its own that no engine can load as an adapter.
     rank, alpha: LoRA's; the update is scaled by alpha/rank.
+    rslora: scaled by alpha/sqrt(rank) instead.
     target_modules: "all-linear" (all but the head), or names such as "q_proj".
-    learning_rate: "auto" follows the base's hidden size.
-    batch_tokens: tokens in one optimizer step; "auto" aims at a hundred steps.
+    learning_rate, batch_tokens (tokens in one optimizer step): "auto" as `auto_*` below.
     row_tokens: tokens packed into one forward pass, at least `max_length`.
     max_length: longer examples are dropped and counted.
     warmup: share of the steps over which the learning rate rises.
+    beta: how far preferences may move the model from the base; IPO's tau, ORPO's lambda.
+    dpo_loss: the form of `dpo`; "sigmoid_norm" holds answers of different lengths against each
+        other by the token. ld_alpha: the weight of an answer's tokens beyond the length of its
+        pair's shorter one. label_smoothing: the share of swapped labels that "robust" expects.
+    kto_loss, desirable_weight, undesirable_weight: of `kto`.
+    orpo_learns: what of the chosen side ORPO learns by likelihood.
+    teacher: the route whose accepted answers `distill` learns.
+    gradient_checkpointing: compute activations twice instead of keeping them: less memory, slower.
     heldout, validation: shares of the prompt clusters that are never trained on; the first
         evaluates the adapter where the route has no suite, the second only watches the loss.
+    validations: how often in an epoch the validation loss is measured.
+    patience: stop after so many measurements without a better one; 0 is never.
+    keep: the weights of the lowest validation loss, or the last ones.
     prompt: what the new version puts before the client's messages, in training as in serving:
         "parent" (what its parent does), "none", or a version's name (what that one does).
     minimum_rows: fewer rows to train on refuse the run.
@@ -40,9 +70,12 @@ class TrainingConfig:
     dtype: "auto" is bfloat16 on a GPU that has it, else float32.
     """
 
-    method: Literal["sft"] = "sft"
+    method: MethodName = "sft"
+    backend: Literal["sluice", "external"] = "sluice"
+    weights: Weights = "lora"
     rank: int = 16
     alpha: int = 32
+    rslora: bool = False
     target_modules: str | tuple[str, ...] = "all-linear"
     learning_rate: float | Literal["auto"] = "auto"
     epochs: int = 2
@@ -54,8 +87,23 @@ class TrainingConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     seed: int = 0
+    beta: float = 0.1
+    dpo_loss: Literal["sigmoid", "sigmoid_norm", "hinge", "robust", "apo_zero", "apo_down"] = (
+        "sigmoid"
+    )
+    ld_alpha: float = 1.0
+    label_smoothing: float = 0.0
+    kto_loss: Literal["kto", "apo_zero_unpaired"] = "kto"
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    orpo_learns: Literal["answer", "all"] = "answer"
+    teacher: str = ""
+    gradient_checkpointing: bool = False
     heldout: float = 0.2
     validation: float = 0.05
+    validations: int = 1
+    patience: int = 0
+    keep: Literal["best", "last"] = "best"
     prompt: str = "parent"
     minimum_rows: int = 20
     evaluation_rows: int = 0
@@ -93,18 +141,35 @@ class TrainingConfig:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def auto_learning_rate(hidden_size: int) -> float:
-    """The learning rate for a base of that width.
+# LoRA wants ten times the learning rate of full fine-tuning, fifteen times in runs this short.
+_SHORT_RUN = 100
+# LoRA bears large batches worse than full fine-tuning does.
+_MOST_EXAMPLES = 31
 
-    The width law is that of Thinking Machines' "LoRA Without Regret" for Llama; its factor is set
-    so that a width of 576 gets 1.06e-3, which was measured to do well on SmolLM2-135M.
+
+def auto_learning_rate(
+    hidden_size: int, *, steps: int, weights: Weights = "lora", method: MethodName = "sft"
+) -> float:
+    """The learning rate for a base of that width and a run of that length.
+
+    From "LoRA Without Regret" (Schulman and Thinking Machines, 2025): ten times the best rate of
+    full fine-tuning, fifteen times under a hundred steps, and its width law for Llama. The law's
+    factor is set so that a width of 576 gets 1.06e-3, which was measured to do well on
+    SmolLM2-135M. Preferences get a twentieth, which is how TRL's defaults for DPO and SFT differ.
     """
-    return float(f"{4e-4 * (2000 / hidden_size) ** 0.781:.3g}")
+    times = 1.0 if weights == "full" else 15.0 if steps < _SHORT_RUN else 10.0
+    share = 0.05 if method in PREFERENCE_METHODS else 1.0
+    return float(f"{4e-5 * times * share * (2000 / hidden_size) ** 0.781:.3g}")
 
 
-def auto_batch_tokens(tokens_in_all: int, longest: int) -> int:
-    """Tokens a step: about a hundred steps for the whole run, and never less than one example."""
-    return max(longest, min(max(tokens_in_all // 100, 256), 8192))
+def auto_batch_tokens(tokens_in_all: int, longest: int, *, examples: int = 1 << 62) -> int:
+    """Tokens a step: about a hundred steps for the whole run, and never less than one example.
+
+    `examples` are how many there are in those tokens: a step has fewer than 32 of them, where
+    LoRA still learns as full fine-tuning does (the same source).
+    """
+    few = _MOST_EXAMPLES * tokens_in_all // max(examples, 1) if examples < 1 << 62 else 8192
+    return max(longest, min(max(tokens_in_all // 100, 256), 8192, max(few, 1)))
 
 
 def _refuse_unservable(name: str, value: object) -> None:
@@ -120,6 +185,11 @@ def _check_servable(config: TrainingConfig, max_rank: int | None) -> None:
             "or raise the engine's --max-lora-rank and its `max_rank` in the configuration",
             param="rank",
         )
+    if config.weights == "full" and config.backend == "external":
+        raise UnservableError(
+            "weights = 'full': what comes from an external trainer is admitted as an adapter only",
+            param="weights",
+        )
     if isinstance(config.target_modules, tuple):
         bad = sorted(_UNSERVABLE_MODULES.intersection(config.target_modules))
         if bad:
@@ -130,6 +200,21 @@ def _check_servable(config: TrainingConfig, max_rank: int | None) -> None:
 
 
 def _check_together(config: TrainingConfig) -> None:
+    if (config.method == "distill") != bool(config.teacher):
+        raise InvalidInputError(
+            "method = 'distill' learns from a teacher, and only that does: name the larger route, as "
+            "in teacher=support-large",
+            param="teacher",
+        )
+    if config.label_smoothing and config.dpo_loss != "robust":
+        raise InvalidInputError(
+            "label_smoothing is of dpo_loss = 'robust' alone", param="label_smoothing"
+        )
+    if config.patience and config.validation == 0.0:
+        raise InvalidInputError(
+            "patience waits for a better validation loss: give validation a share of the rows",
+            param="patience",
+        )
     if config.row_tokens < config.max_length:
         raise InvalidInputError(
             f"row_tokens = {config.row_tokens} is less than max_length = {config.max_length}: the "
@@ -198,6 +283,16 @@ def _modules(name: str, value: Any) -> str | tuple[str, ...]:
     )
 
 
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidInputError(f"{name} = {value!r}: give true or false", param=name)
+    return value
+
+
+def _maybe_text(name: str, value: Any) -> str:
+    return "" if value in (None, "") else _text(name, value)
+
+
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise InvalidInputError(f"{name} = {value!r}: give a text", param=name)
@@ -205,9 +300,12 @@ def _text(name: str, value: Any) -> str:
 
 
 _CHECKS: Mapping[str, Check] = {
-    "method": _one_of("sft"),
+    "method": _one_of("sft", "dpo", "ipo", "kto", "orpo", "distill"),
+    "backend": _one_of("sluice", "external"),
+    "weights": _one_of("lora", "qlora", "full"),
     "rank": _whole(1, 512),
     "alpha": _whole(1, 4096),
+    "rslora": _flag,
     "target_modules": _modules,
     "learning_rate": _or_auto(_number(1e-8, 1.0)),
     "epochs": _whole(1, 1000),
@@ -219,6 +317,19 @@ _CHECKS: Mapping[str, Check] = {
     "weight_decay": _number(0.0, 1.0),
     "max_grad_norm": _number(1e-6, 1e6),
     "seed": _whole(0, 2**31 - 1),
+    "beta": _number(1e-6, 100.0),
+    "dpo_loss": _one_of("sigmoid", "sigmoid_norm", "hinge", "robust", "apo_zero", "apo_down"),
+    "ld_alpha": _number(0.0, 1.0),
+    "label_smoothing": _number(0.0, 0.49),
+    "kto_loss": _one_of("kto", "apo_zero_unpaired"),
+    "desirable_weight": _number(0.0, 100.0),
+    "undesirable_weight": _number(0.0, 100.0),
+    "orpo_learns": _one_of("answer", "all"),
+    "teacher": _maybe_text,
+    "gradient_checkpointing": _flag,
+    "validations": _whole(1, 100),
+    "patience": _whole(0, 1000),
+    "keep": _one_of("best", "last"),
     "heldout": _number(0.0, 0.9),
     "validation": _number(0.0, 0.9),
     "prompt": _text,

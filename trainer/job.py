@@ -22,9 +22,9 @@ from rollout.errors import InvalidInputError, SluiceError
 from rollout.versions import Prompt
 from trainer.base import BaseModel
 from trainer.config import TrainingConfig
-from trainer.dataset import Dataset, Example
+from trainer.dataset import Dataset
 from trainer.dataset import load as load_dataset
-from trainer.rendering import Rendered, TooLongError, render, stop_ids, with_prompt
+from trainer.rendering import Rendered, stop_ids, with_prompt
 
 PROBES_FILE = "probes.json"
 PINS_FILE = "pins.json"
@@ -86,8 +86,10 @@ def carry_out(job: Job, report: Report, should_stop: Callable[[], bool]) -> None
     import torch
 
     from rollout.adapters import check_adapter
-    from trainer import loop
+    from trainer import loop, models
     from trainer.adapter import save_adapter
+    from trainer.items import Renderer, check_kinds, items_of
+    from trainer.methods.reference import with_reference
 
     torch.set_num_threads(job.threads or os.cpu_count() or 1)
     config = TrainingConfig.from_mapping(job.config)
@@ -97,22 +99,47 @@ def carry_out(job: Job, report: Report, should_stop: Callable[[], bool]) -> None
 
     report({"message": f"loading {job.base}"})
     pins = _pins(base, dataset, config, prompt)
-    device, dtype = loop.choose_device(config)
-    model, tokenizer = loop.load_base(base, device, dtype)
-    stops = stop_ids(tokenizer, model.generation_config)
-
-    def rendered(rows: Sequence[Example]) -> list[Rendered]:
-        return _render_rows(rows, prompt, tokenizer, stops, config.max_length)
-
-    examples, validation = rendered(dataset.split("train")), rendered(dataset.split("validation"))
+    models.check_machine(config)
+    models.check_modules(base, config)
+    device, dtype = models.choose_device(config)
+    tokenizer = models.load_tokenizer(base)
+    model = models.load_for(base, config, device, dtype)
+    renderer = Renderer(
+        tokenizer, stop_ids(tokenizer, model.generation_config), prompt, config.max_length
+    )
+    examples, dropped = items_of(dataset, "train", renderer, config)
+    validation, _ = items_of(dataset, "validation", renderer, config)
     if len(examples) < config.minimum_rows:
         raise InvalidInputError(
-            f"{len(examples)} rows are left to train on, and {config.minimum_rows} are needed: the "
-            f"others have more than max_length = {config.max_length} tokens",
-            param="max_length",
+            f"{len(examples)} rows are left to train on, and {config.minimum_rows} are needed"
+            + (
+                f": {dropped} have more than max_length = {config.max_length} tokens"
+                if dropped
+                else ""
+            )
+            + (
+                ""
+                if config.method in ("sft", "distill")
+                else f"; {config.method} learns from answers "
+                "that a person refused: label more cases"
+            ),
+            param="max_length" if dropped else "minimum_rows",
         )
+    check_kinds(examples, config)
+    if loop.METHODS[config.method].needs_reference:
+        report({"message": "asking the base for its view of the answers"})
+        packer = loop.packer_for(model, [*examples, *validation], device)
+        count = len(examples)
+        seen = with_reference(
+            model,
+            [*examples, *validation],
+            packer,
+            row_tokens=config.row_tokens,
+            cache=Path(job.folder) / "reference.json",
+            pins=json.dumps([pins["base_sha256"], _short(dtype), device.type, config.weights]),
+        )
+        examples, validation = seen[:count], seen[count:]
     report({"message": f"training on {len(examples)} rows ({device.type}, {_short(dtype)})"})
-    model = loop.add_adapter(model, config)
     done = loop.train(
         model,
         examples,
@@ -130,7 +157,7 @@ def carry_out(job: Job, report: Report, should_stop: Callable[[], bool]) -> None
     draft.mkdir(parents=True)
     save_adapter(model, draft, job.base)
     check_adapter(draft, base_name=job.base, base_shapes=base.shapes())
-    probes = _probes(model, dataset, prompt, tokenizer, stops, config)
+    probes = _probes(model, dataset, renderer)
     _write_json(draft / PROBES_FILE, [asdict(probe) for probe in probes])
     _write_json(
         draft / PINS_FILE,
@@ -141,6 +168,8 @@ def carry_out(job: Job, report: Report, should_stop: Callable[[], bool]) -> None
             "tokens": done.tokens,
             "learning_rate": done.learning_rate,
             "batch_tokens": done.batch_tokens,
+            "kept_step": done.kept,
+            "validation_loss": done.validation_loss,
         },
     )
     shutil.rmtree(job.bundle, ignore_errors=True)
@@ -148,7 +177,7 @@ def carry_out(job: Job, report: Report, should_stop: Callable[[], bool]) -> None
     report(
         {
             "message": f"trained {done.steps} steps, {done.tokens:,} tokens, loss {done.loss:.3f}",
-            "dropped": len(dataset.split("train")) - len(examples),
+            "dropped": dropped,
         }
     )
 
@@ -172,59 +201,31 @@ def _pins(
     return {**pins, "job": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _render_rows(
-    rows: Sequence[Example],
-    prompt: Prompt | None,
-    tokenizer: Any,
-    stops: frozenset[int],
-    max_length: int,
-) -> list[Rendered]:
-    """Every row that fits. Raises MaskError at the first one that would teach something else."""
-    done: list[Rendered] = []
-    for row in rows:
-        messages = with_prompt(row.messages, prompt)
-        try:
-            done.append(render(tokenizer, messages, row.gold, stops=stops, max_length=max_length))
-        except TooLongError:
-            continue
-        except SluiceError as exc:
-            exc.message = f"case {row.case}: {exc.message}"
-            raise
-    return done
-
-
-def _probes(
-    model: Any,
-    dataset: Dataset,
-    prompt: Prompt | None,
-    tokenizer: Any,
-    stops: frozenset[int],
-    config: TrainingConfig,
-) -> list[Probe]:
+def _probes(model: Any, dataset: Dataset, renderer: Any) -> list[Probe]:
+    """`renderer` is the run's `items.Renderer`."""
     import torch
 
-    from trainer.methods import sft
-    from trainer.packing import pack
+    from trainer.items import answer_of
+    from trainer.methods.likelihood import log_probabilities
+    from trainer.packing import Item, pack
 
     probes: list[Probe] = []
     device = next(model.parameters()).device
     rows = dataset.split("heldout") or dataset.split("train")
     for row in rows:
-        messages = with_prompt(row.messages, prompt)
-        try:
-            whole = render(tokenizer, messages, row.gold, stops=stops, max_length=config.max_length)
-        except TooLongError:
+        whole = renderer(row.case, row.messages, answer_of(row), row.tools)
+        if whole is None:
             continue
         # The prompt's own tokens tell adapters apart as well as the answer's.
         probed = Rendered(whole.ids, max(1, len(whole.ids) - _PROBED_TOKENS))
-        packed = pack([probed]).to(device)
+        packed = pack([Item((probed,))]).to(device)
         with torch.no_grad():
-            adapted = sft.log_probabilities(model, packed).tolist()
+            adapted = log_probabilities(model, packed).tolist()
             with model.disable_adapter():
-                plain = sft.log_probabilities(model, packed).tolist()
+                plain = log_probabilities(model, packed).tolist()
         probes.append(
             Probe(
-                messages=messages,
+                messages=with_prompt(row.messages, renderer.prompt),
                 ids=list(whole.ids),
                 prompt_tokens=whole.answer_start,
                 adapter=[round(each, 6) for each in adapted],

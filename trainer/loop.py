@@ -1,10 +1,10 @@
-"""The training loop: rows in, a LoRA adapter out. Read it from top to bottom."""
+"""The training loop: items in, trained weights out. Read it from top to bottom."""
 
+import contextlib
 import math
 import time
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,26 @@ from torch import Tensor
 
 from rollout.errors import InvalidInputError
 from trainer import checkpoint as checkpoints
-from trainer.base import BaseModel
-from trainer.checkpoint import Checkpoint
-from trainer.config import TrainingConfig, auto_batch_tokens, auto_learning_rate
-from trainer.methods import sft
-from trainer.packing import Row, pack, plan_epoch
-from trainer.rendering import Rendered
+from trainer.checkpoint import Best, Checkpoint
+from trainer.config import MethodName, TrainingConfig, auto_batch_tokens, auto_learning_rate
+from trainer.methods.dpo import DPO
+from trainer.methods.kto import KTO
+from trainer.methods.orpo import ORPO
+from trainer.methods.sft import SFT
+from trainer.methods.step import Method, Packer, Part, Totals, totals_of
+from trainer.packing import Item, pack, plan_epoch
+from trainer.ranks import Alone, Ranks
 
-_LOSSES: dict[str, Callable[[Any, Row], Tensor]] = {"sft": sft.loss}
+METHODS: Mapping[MethodName, Method] = {
+    "sft": SFT,
+    "distill": SFT,
+    "dpo": DPO,
+    "ipo": DPO,
+    "kto": KTO,
+    "orpo": ORPO,
+}
+# The loss of fewer items than these says more about them than about the weights.
+_FEWEST_TO_CHOOSE_BY = 8
 
 
 class StoppedError(Exception):
@@ -35,7 +47,7 @@ class DivergedError(InvalidInputError):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """After `done` of `total` steps. `loss` is the mean over the step's learnt tokens, in nats."""
+    """After `done` of `total` steps. `loss` is the step's, in nats."""
 
     done: int
     total: int
@@ -50,7 +62,8 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """`tokens` is how many passed through, in all epochs."""
+    """`steps` were done and `kept` is the one whose weights are kept. `tokens` is how many passed
+    through, in all epochs."""
 
     steps: int
     tokens: int
@@ -58,6 +71,7 @@ class Trained:
     validation_loss: float | None
     learning_rate: float
     batch_tokens: int
+    kept: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,78 +83,137 @@ class Checkpointing:
     seconds: float = 60.0
 
 
-def choose_device(config: TrainingConfig) -> tuple[torch.device, torch.dtype]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.dtype == "auto":
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return device, torch.bfloat16 if half else torch.float32
-    return device, torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-
-
-def load_base(base: BaseModel, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The base model and its tokenizer, from the disk alone."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        base.path, dtype=dtype, attn_implementation="sdpa", local_files_only=True
-    )
-    return model.to(device), tokenizer
-
-
-def add_adapter(model: Any, config: TrainingConfig) -> Any:
-    """The base, frozen, with fresh LoRA weights: B is zero, so that step 0 is the base exactly."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(config.seed)
-    modules = config.target_modules
-    lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        # Dropout would make the probes of training differ from those of serving; at these ranks
-        # and lengths it buys nothing.
-        lora_dropout=0.0,
-        target_modules=modules if isinstance(modules, str) else list(modules),
-        task_type="CAUSAL_LM",
-    )
-    try:
-        with warnings.catch_warnings():
-            # peft asks transformers for something by its former name.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            return get_peft_model(model, lora, autocast_adapter_dtype=True)
-    except ValueError as exc:
-        raise InvalidInputError(
-            f"target_modules: none of them is in the base ({exc})", param="target_modules"
-        ) from exc
-
-
 def train(
     model: Any,
-    examples: Sequence[Rendered],
-    validation: Sequence[Rendered],
+    items: Sequence[Item],
+    validation: Sequence[Item],
     config: TrainingConfig,
     *,
     on_step: Callable[[Progress], None],
     should_stop: Callable[[], bool],
     checkpointing: Checkpointing | None = None,
+    ranks: Ranks | None = None,
 ) -> Trained:
-    """Train the adapter of `model` in place.
+    """Train what of `model` wants gradients, in place.
 
     Raises StoppedError at the first step boundary after `should_stop` says so, with the state
     saved; called again with the same arguments it goes on from there and ends with the same
     weights. Raises DivergedError where the loss is no longer a number.
     """
+    ranks = Alone() if ranks is None else ranks
+    method = METHODS[config.method]
     device = next(model.parameters()).device
-    lengths = [len(example.ids) for example in examples]
+    packer = packer_for(model, [*items, *validation], device)
+    plan, batch_tokens = plan_run(items, config)
     learning_rate = (
-        auto_learning_rate(model.config.hidden_size)
+        auto_learning_rate(
+            model.config.get_text_config().hidden_size,
+            steps=len(plan),
+            weights=config.weights,
+            method=config.method,
+        )
         if config.learning_rate == "auto"
         else config.learning_rate
     )
+    measured = measuring_points(len(plan), config) if validation else frozenset()
+    choosing = config.keep == "best" and len(validation) >= _FEWEST_TO_CHOOSE_BY
+
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    optimizer = torch.optim.AdamW(
+        trained.values(),
+        lr=learning_rate,
+        betas=(0.9, 0.999),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    first, tokens, best = 0, 0, Best()
+    if checkpointing and (saved := checkpoints.load(checkpointing.folder, checkpointing.job)):
+        _restore(trained, optimizer, saved)
+        first, tokens, best = saved.step, saved.tokens, saved.best
+    loss, validation_loss, done = math.nan, best.last, first
+    started = last_saved = time.monotonic()
+    tokens_before = tokens
+
+    model.train()
+    for number in range(first, len(plan)):
+        if ranks.sum(float(should_stop())):
+            _save(checkpointing, ranks, trained, optimizer, number, tokens, best)
+            raise StoppedError
+        rate = learning_rate * schedule(number, len(plan), config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+        # The step's loss is the mean over all that it learns, however that falls into rows. The
+        # rows are the parts of gradient accumulation, and each process takes its share of them.
+        parts = [[items[index] for index in row] for row in plan[number]]
+        mine = parts[ranks.number :: ranks.count]
+        totals = _totals(model, method, parts, mine, packer, ranks)
+        part_losses: list[Tensor] = []
+        for part in mine:
+            row = packer(method.learnt(part))
+            with in_half(model):
+                part_loss = method.loss(model, row, Part(part, totals, config))
+            part_loss.backward()
+            part_losses.append(part_loss.detach())
+        tokens += sum(len(each.ids) for part in parts for item in part for each in item.examples)
+        loss = ranks.sum(sum(each.item() for each in part_losses))
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss} at step {number + 1} of {len(plan)}: choose a learning_rate "
+                f"below {learning_rate:g}",
+                param="learning_rate",
+            )
+        ranks.sum_gradients(trained.values())
+        norm = torch.nn.utils.clip_grad_norm_(trained.values(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        done = number + 1
+        if done in measured:
+            validation_loss = _validate(model, method, validation, packer, config, ranks)
+            best = _judge(best, validation_loss, done, trained if choosing else {})
+        now = time.monotonic()
+        on_step(
+            Progress(
+                done=done,
+                total=len(plan),
+                loss=loss,
+                learning_rate=rate,
+                gradient_norm=float(norm),
+                tokens=tokens,
+                tokens_per_second=(tokens - tokens_before) / max(now - started, 1e-9),
+                eta=(now - started) / (done - first) * (len(plan) - done),
+                validation_loss=validation_loss if done in measured else None,
+            )
+        )
+        if config.patience and best.worse >= config.patience:
+            break
+        if checkpointing and now - last_saved >= checkpointing.seconds:
+            _save(checkpointing, ranks, trained, optimizer, done, tokens, best)
+            last_saved = now
+    model.eval()
+    kept = done
+    if best.weights and best.step < done:
+        _put(trained, best.weights)
+        kept, validation_loss = best.step, best.loss
+    return Trained(
+        steps=done,
+        tokens=tokens,
+        loss=loss,
+        validation_loss=validation_loss,
+        learning_rate=learning_rate,
+        batch_tokens=batch_tokens,
+        kept=kept,
+    )
+
+
+def plan_run(items: Sequence[Item], config: TrainingConfig) -> tuple[list[list[list[int]]], int]:
+    """The steps of all epochs, and how many tokens a step has."""
+    lengths = [len(item) for item in items]
     batch_tokens = (
-        auto_batch_tokens(sum(lengths) * config.epochs, max(lengths))
+        auto_batch_tokens(
+            sum(lengths) * config.epochs, max(lengths), examples=len(items) * config.epochs
+        )
         if config.batch_tokens == "auto"
         else config.batch_tokens
     )
@@ -155,83 +228,13 @@ def train(
             epoch=epoch,
         )
     ]
-    epoch_ends = {len(plan) * (epoch + 1) // config.epochs for epoch in range(config.epochs)}
-    share = _may_share(model, max(lengths))
-    validation_rows = _validation_rows(validation, config.row_tokens, share=share)
+    return plan, batch_tokens
 
-    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    optimizer = torch.optim.AdamW(
-        trained.values(), lr=learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
-    )
-    first, tokens = 0, 0
-    if checkpointing and (saved := checkpoints.load(checkpointing.folder, checkpointing.job)):
-        _restore(trained, optimizer, saved)
-        first, tokens = saved.step, saved.tokens
-    loss_of_row = _LOSSES[config.method]
-    loss, validation_loss = math.nan, None
-    started = last_saved = time.monotonic()
-    tokens_before = tokens
 
-    model.train()
-    for number in range(first, len(plan)):
-        if should_stop():
-            _save(checkpointing, trained, optimizer, number, tokens)
-            raise StoppedError
-        rate = learning_rate * schedule(number, len(plan), config)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-
-        # The step's loss is the mean over its learnt tokens, however they fall into rows.
-        rows = [
-            pack([examples[index] for index in row], share=share).to(device) for row in plan[number]
-        ]
-        learnt = sum(len(row.targets) for row in rows)
-        loss = 0.0
-        for row in rows:
-            part = loss_of_row(model, row) / learnt
-            part.backward()
-            loss += part.item()
-            tokens += row.tokens
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss} at step {number + 1} of {len(plan)}: choose a learning_rate "
-                f"below {learning_rate:g}",
-                param="learning_rate",
-            )
-        norm = torch.nn.utils.clip_grad_norm_(trained.values(), config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-        done = number + 1
-        if done in epoch_ends and validation_rows:
-            validation_loss = _mean_loss(model, validation_rows, loss_of_row, device)
-        now = time.monotonic()
-        speed = (tokens - tokens_before) / max(now - started, 1e-9)
-        on_step(
-            Progress(
-                done=done,
-                total=len(plan),
-                loss=loss,
-                learning_rate=rate,
-                gradient_norm=float(norm),
-                tokens=tokens,
-                tokens_per_second=speed,
-                eta=(now - started) / (done - first) * (len(plan) - done),
-                validation_loss=validation_loss if done in epoch_ends else None,
-            )
-        )
-        if checkpointing and now - last_saved >= checkpointing.seconds:
-            _save(checkpointing, trained, optimizer, done, tokens)
-            last_saved = now
-    model.eval()
-    return Trained(
-        steps=len(plan),
-        tokens=tokens,
-        loss=loss,
-        validation_loss=validation_loss,
-        learning_rate=learning_rate,
-        batch_tokens=batch_tokens,
-    )
+def measuring_points(steps: int, config: TrainingConfig) -> frozenset[int]:
+    """After which steps the validation loss is measured: evenly, and at the end."""
+    count = config.epochs * config.validations
+    return frozenset(max(1, steps * (each + 1) // count) for each in range(count))
 
 
 def schedule(step: int, total: int, config: TrainingConfig) -> float:
@@ -244,49 +247,98 @@ def schedule(step: int, total: int, config: TrainingConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def _may_share(model: Any, longest: int) -> bool:
-    """Whether one mask is right for every layer: none of them looks back less far than that."""
+def packer_for(model: Any, items: Sequence[Item], device: torch.device) -> Packer:
+    """Packs rows for the model, sharing prompts where one mask is right for every layer: none of
+    them looks back less far than the longest example."""
+    longest = max(len(each.ids) for item in items for each in item.examples)
     window = getattr(model.config, "sliding_window", None)
-    return window is None or longest <= window
+    share = window is None or longest <= window
+    return lambda some: pack(some, share=share).to(device)
 
 
-def _validation_rows(examples: Sequence[Rendered], row_tokens: int, *, share: bool) -> list[Row]:
-    plan = plan_epoch(
-        [len(example.ids) for example in examples],
-        row_tokens=row_tokens,
-        batch_tokens=row_tokens,
-        seed=0,
-        epoch=0,
-    )
-    return [pack([examples[index] for index in row], share=share) for step in plan for row in step]
+def in_half(model: Any) -> contextlib.AbstractContextManager[Any]:
+    """On a GPU that has it, products are in bfloat16 while what is trained stays in float32."""
+    device = next(model.parameters()).device
+    if device.type != "cuda" or not torch.cuda.is_bf16_supported():
+        return contextlib.nullcontext()
+    return torch.autocast("cuda", dtype=torch.bfloat16)
+
+
+def _totals(
+    model: Any,
+    method: Method,
+    parts: Sequence[Sequence[Item]],
+    mine: Sequence[Sequence[Item]],
+    packer: Packer,
+    ranks: Ranks,
+) -> Totals:
+    totals = totals_of(parts)
+    if method.drift is None:
+        return totals
+    with in_half(model):
+        drift = ranks.sum(sum(method.drift(model, part, packer) for part in mine))
+    return replace(totals, drift=drift / totals.count)
 
 
 @torch.no_grad()
-def _mean_loss(
-    model: Any, rows: Sequence[Row], loss_of_row: Callable[[Any, Row], Tensor], device: torch.device
+def _validate(
+    model: Any,
+    method: Method,
+    items: Sequence[Item],
+    packer: Packer,
+    config: TrainingConfig,
+    ranks: Ranks,
 ) -> float:
+    plan = plan_epoch(
+        [len(item) for item in items],
+        row_tokens=config.row_tokens,
+        batch_tokens=config.row_tokens,
+        seed=0,
+        epoch=0,
+    )
+    parts = [[items[index] for index in row] for step in plan for row in step]
+    mine = parts[ranks.number :: ranks.count]
     model.eval()
-    total = sum(loss_of_row(model, row.to(device)).item() for row in rows)
+    totals = _totals(model, method, parts, mine, packer, ranks)
+    total = 0.0
+    for part in mine:
+        with in_half(model):
+            row = packer(method.learnt(part))
+            total += method.loss(model, row, Part(part, totals, config)).item()
     model.train()
-    return total / sum(len(row.targets) for row in rows)
+    return ranks.sum(total)
+
+
+def _judge(best: Best, loss: float, step: int, trained: Mapping[str, Any]) -> Best:
+    """What is known of the best weights after another measurement."""
+    if loss < best.loss:
+        weights = {name: each.detach().cpu().clone() for name, each in trained.items()}
+        return Best(loss=loss, last=loss, step=step, worse=0, weights=weights)
+    return replace(best, last=loss, worse=best.worse + 1)
 
 
 def _save(
     checkpointing: Checkpointing | None,
+    ranks: Ranks,
     trained: dict[str, Any],
     optimizer: torch.optim.Optimizer,
     step: int,
     tokens: int,
+    best: Best,
 ) -> None:
-    if checkpointing is None:
+    if checkpointing is None or ranks.number:
         return
     weights = {name: each.detach().cpu() for name, each in trained.items()}
-    state = Checkpoint(checkpointing.job, step, weights, optimizer.state_dict(), tokens)
+    state = Checkpoint(checkpointing.job, step, weights, optimizer.state_dict(), tokens, best)
     checkpoints.save(checkpointing.folder, state)
 
 
 def _restore(trained: dict[str, Any], optimizer: torch.optim.Optimizer, saved: Checkpoint) -> None:
-    with torch.no_grad():
-        for name, each in trained.items():
-            each.copy_(saved.weights[name])
+    _put(trained, saved.weights)
     optimizer.load_state_dict(saved.optimizer)
+
+
+@torch.no_grad()
+def _put(trained: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    for name, each in trained.items():
+        each.copy_(weights[name])
