@@ -40,6 +40,7 @@ JSON = Mapping[str, Any]
 
 _POLL_SECONDS = 0.02
 _RETRY_SECONDS = 0.5
+_REGISTER_SECONDS = 3600.0
 # How long a stream of progress may be interrupted by a controller that restarts.
 _RECONNECT_SECONDS = 60.0
 
@@ -108,6 +109,8 @@ class ControlClient:
         percent: float | None = None,
         revision: int | None = None,
         force: bool = False,
+        plan: JSON | None = None,
+        queue: bool = False,
         patience: float = 0.0,
     ) -> Changed:
         """Move a rollout. For `patience` seconds it waits for an engine to serve the candidate."""
@@ -117,6 +120,8 @@ class ControlClient:
             "percent": percent,
             "revision": revision,
             "force": force,
+            "plan": plan,
+            "queue": queue or None,
         }
         body = {name: value for name, value in body.items() if value is not None}
         until = time.monotonic() + patience
@@ -156,6 +161,8 @@ class ControlClient:
         prompt: JSON | None = None,
         sampling: JSON | None = None,
         adapter_path: str | None = None,
+        adapter_url: str | None = None,
+        sha256: str | None = None,
         note: str = "",
     ) -> VersionView:
         """`prompt` is {"messages": […], "mode": "prepend" | "replace_system"}."""
@@ -164,9 +171,13 @@ class ControlClient:
             "prompt": prompt,
             "sampling": sampling or {},
             "adapter_path": adapter_path,
+            "adapter_url": adapter_url,
+            "sha256": sha256,
             "note": note,
         }
-        return self._send(VersionView, "POST", "/versions", body)
+        # The controller has limits of its own for what it fetches and hashes.
+        response = self._request("POST", "/versions", json=body, timeout=_REGISTER_SECONDS)
+        return self._read(VersionView, response)
 
     def engines(self) -> list[EngineView]:
         return self._get(list[EngineView], "/engines")

@@ -42,13 +42,15 @@ from rollout.errors import (
     StoreUnavailableError,
 )
 from rollout.evidence import Evidence, Verdict
-from rollout.gates import combine, judge
+from rollout.gates import judge
 from rollout.metrics import CaseCounts, ControllerMetrics, Seen
-from rollout.planner import next_event
+from rollout.planner import Known, next_event
+from rollout.policy import servable_gates
+from rollout.routes import Route
 from rollout.runs import ENDED, RunEvent
 from rollout.serving import Replica, Waits, required_versions
 from rollout.settings import ControllerSection, Settings, bootstrap_key, load_settings
-from rollout.state import CanarySet, Event, Promoted, Rollout
+from rollout.state import Event, Rollout, Trial
 from rollout.stores import Stores, open_stores
 from rollout.versions import Version
 
@@ -144,7 +146,8 @@ class Controller:
             self._put.clear()
             return
         await self._forget_removed_replicas()
-        on_trial = [rollout for rollout in self._catalog.rollouts.values() if rollout.trial]
+        rollouts = self._catalog.rollouts.values()
+        on_trial = [rollout for rollout in rollouts if rollout.trial or rollout.queued]
         trials = {rollout.trial.id for rollout in on_trial if rollout.trial}
         self._put = {trial: put for trial, put in self._put.items() if trial in trials}
         await _all(self.step, on_trial)
@@ -170,28 +173,27 @@ class Controller:
     async def step(self, rollout: Rollout) -> None:
         """Judge one trial and commit what the evidence calls for, if anything."""
         route, trial = self._catalog.routes.get(rollout.route), rollout.trial
-        version = self._candidate(rollout)
-        if route is None or trial is None or version is None:
+        if route is None:
             return
-        evidence = await self._stores.evidence.read(rollout.route, trial.id)
-        verdicts = judge(evidence, await self._stores.reports.of(version.name), route.policy)
+        known = None
+        if trial is not None:
+            version = self._candidate(rollout)
+            if version is None:
+                return
+            known = await self._judge(route, trial, version)
+        event = next_event(rollout, known, route.policy, self._now())
+        if event is not None:
+            await self._commit(rollout, event)
+
+    async def _judge(self, route: Route, trial: Trial, version: Version) -> Known:
+        evidence = await self._stores.evidence.read(route.name, trial.id)
+        report = await self._stores.reports.of(version.name)
+        asked = servable_gates(route.slo, route.schema)
+        verdicts = judge(evidence, report, route.policy, asked)
         if self._put.get(trial.id) != verdicts:
-            await self._stores.evidence.put_verdicts(rollout.route, trial.id, verdicts)
+            await self._stores.evidence.put_verdicts(route.name, trial.id, verdicts)
             self._put[trial.id] = verdicts
-        event = next_event(rollout, combine(verdicts), route.policy, self._now())
-        if event is None:
-            return
-        found = placement(version, self._catalog.residency.values())
-        if _widens(event) and not found.everywhere:
-            log.info(
-                "%s: the %s waits until %s is resident: %s",
-                route.name,
-                event.kind,
-                version.name,
-                found.reason,
-            )
-            return
-        await self._commit(rollout, event)
+        return Known(evidence, verdicts, placement(version, self._catalog.residency.values()))
 
     async def observe(self) -> None:
         """Gather what `/metrics` shows."""
@@ -433,11 +435,6 @@ async def _all(step: Callable[[Rollout], Awaitable[None]], rollouts: Sequence[Ro
         raise failed[0]
     if failed:
         raise ExceptionGroup("several rollouts could not be judged", failed)
-
-
-def _widens(event: Event) -> bool:
-    """Whether it sends the candidate more traffic, so that engines must be ready for it first."""
-    return isinstance(event, CanarySet | Promoted)
 
 
 def _check_engines(settings: Settings) -> None:

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Literal, assert_never
+from typing import Final, Literal, assert_never
 
 from rollout.errors import InvalidInputError, RefusedError
+from rollout.plans import Plan
+
+# Candidates that wait for their turn. A longer queue would propose what nobody remembers.
+MAXIMUM_QUEUED: Final = 5
 
 Stage = Literal["shadow", "canary", "held"]
 
@@ -15,6 +19,7 @@ class Trial:
 
     `weight` is the candidate's share of the route's units in percent, 0 in the shadow. A held
     trial keeps its weight, and nothing advances it but a person. `id` salts the assignment.
+    `plan` was pinned when it was proposed; None follows the route's policy as it is now.
     """
 
     id: str
@@ -23,6 +28,18 @@ class Trial:
     weight: float
     started_at: datetime
     stage_since: datetime
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A version that goes on trial when its turn comes, with the plan that it will follow."""
+
+    version: int
+    at: datetime
+    by: str
+    reason: str = ""
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +47,7 @@ class Rollout:
     """A route's stable version and at most one candidate.
 
     `revision` grows by one with each commit. `previous` is the last stable, kept for the way
-    back.
+    back. `queued` are the candidates that come after the present one, in their order.
     """
 
     route: str
@@ -38,15 +55,40 @@ class Rollout:
     stable: int
     previous: int | None = None
     trial: Trial | None = None
+    queued: tuple[Waiting, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Proposed:
+    """Also the turn of one that was queued."""
+
     version: int
     at: datetime
     by: str
     reason: str = ""
+    plan: Plan | None = None
     kind: Literal["proposed"] = "proposed"
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    version: int
+    at: datetime
+    by: str
+    reason: str = ""
+    plan: Plan | None = None
+    kind: Literal["queued"] = "queued"
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """Takes a version out of the queue."""
+
+    version: int
+    at: datetime
+    by: str
+    reason: str = ""
+    kind: Literal["withdrawn"] = "withdrawn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +137,7 @@ class RolledBack:
 
 
 # `kind` tells them apart once stored: without it a RolledBack was read back as a Held.
-Event = Proposed | CanarySet | Held | Resumed | Promoted | RolledBack
+Event = Proposed | Queued | Withdrawn | CanarySet | Held | Resumed | Promoted | RolledBack
 
 
 # Whoever rolls back may not have seen that the gate, or a colleague, just did.
@@ -126,6 +168,10 @@ def _changed(rollout: Rollout, event: Event) -> Rollout:
     match event:
         case Proposed():
             return _propose(rollout, event)
+        case Queued():
+            return _queue(rollout, event)
+        case Withdrawn():
+            return _withdraw(rollout, event)
         case CanarySet():
             return _canary(rollout, event)
         case Held():
@@ -144,7 +190,7 @@ def _propose(rollout: Rollout, event: Proposed) -> Rollout:
     if rollout.trial is not None:
         raise RefusedError(
             f"{rollout.route}@{rollout.trial.candidate} is already on trial: promote it or roll it "
-            "back before you propose another"
+            "back before you propose another, or let this one wait for its turn (--queue)"
         )
     if event.version == rollout.stable:
         raise RefusedError(f"{rollout.route}@{event.version} is already stable")
@@ -156,8 +202,39 @@ def _propose(rollout: Rollout, event: Proposed) -> Rollout:
         weight=0.0,
         started_at=event.at,
         stage_since=event.at,
+        plan=event.plan,
     )
-    return replace(rollout, trial=trial)
+    return _without(replace(rollout, trial=trial), event.version)
+
+
+def _queue(rollout: Rollout, event: Queued) -> Rollout:
+    name = f"{rollout.route}@{event.version}"
+    if event.version == rollout.stable:
+        raise RefusedError(f"{name} is already stable")
+    if rollout.trial is not None and event.version == rollout.trial.candidate:
+        raise RefusedError(f"{name} is already on trial")
+    if any(event.version == waiting.version for waiting in rollout.queued):
+        raise RefusedError(f"{name} waits for its turn already")
+    if len(rollout.queued) >= MAXIMUM_QUEUED:
+        waiting = ", ".join(f"{rollout.route}@{each.version}" for each in rollout.queued)
+        raise RefusedError(
+            f"{MAXIMUM_QUEUED} versions wait already ({waiting}): withdraw one of them first"
+        )
+    last = Waiting(event.version, event.at, event.by, event.reason, event.plan)
+    return replace(rollout, queued=(*rollout.queued, last))
+
+
+def _withdraw(rollout: Rollout, event: Withdrawn) -> Rollout:
+    after = _without(rollout, event.version)
+    if after == rollout:
+        raise RefusedError(f"{rollout.route}@{event.version} does not wait for its turn")
+    return after
+
+
+def _without(rollout: Rollout, version: int) -> Rollout:
+    """What is on trial or stable waits no longer."""
+    left = tuple(waiting for waiting in rollout.queued if waiting.version != version)
+    return replace(rollout, queued=left)
 
 
 def _canary(rollout: Rollout, event: CanarySet) -> Rollout:
@@ -190,7 +267,8 @@ def _resume(rollout: Rollout, event: Resumed) -> Rollout:
 
 def _promote(rollout: Rollout) -> Rollout:
     trial = _trial(rollout, "there is nothing to promote: no version is on trial")
-    return replace(rollout, stable=trial.candidate, previous=rollout.stable, trial=None)
+    after = replace(rollout, stable=trial.candidate, previous=rollout.stable, trial=None)
+    return _without(after, after.stable)
 
 
 def _roll_back(rollout: Rollout) -> Rollout:
@@ -200,7 +278,7 @@ def _roll_back(rollout: Rollout) -> Rollout:
         raise RefusedError(
             f"there is nothing to roll back: {rollout.route} has no trial and no earlier stable"
         )
-    return replace(rollout, stable=rollout.previous, previous=None)
+    return _without(replace(rollout, stable=rollout.previous, previous=None), rollout.previous)
 
 
 def _trial(rollout: Rollout, otherwise: str) -> Trial:

@@ -9,15 +9,17 @@ from rollout.api.security import ControlPlane, Operator, Reader
 from rollout.control import rollouts
 from rollout.control.views import Changed, RolloutView, Verb
 from rollout.evidence import Evidence
+from rollout.plans import PlanSpec
 from rollout.stores import HistoryEntry
 
 router = APIRouter(prefix="/routes/{route}", tags=["rollouts"])
 
 
 class Body(BaseModel):
-    """`version` is for propose, `percent` for canary. A stale `revision` is refused with 409.
+    """`version` is for propose and withdraw, `percent` for canary, `plan` and `queue` for propose.
 
-    `force` lets a version through whose gate has not passed; the history says that it was forced.
+    A stale `revision` is refused with 409. `force` lets a version through whose gate has not
+    passed; the history says that it was forced.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -27,6 +29,8 @@ class Body(BaseModel):
     percent: float | None = Field(None, ge=0, le=100)
     revision: int | None = None
     force: bool = False
+    plan: PlanSpec | None = None
+    queue: bool = False
 
 
 @router.get("/rollout")
@@ -46,6 +50,8 @@ async def post_verb(
         percent=body.percent,
         revision=body.revision,
         force=body.force,
+        plan=body.plan,
+        queue=body.queue,
     )
     return await rollouts.change(control, caller, route, verb, ask)
 

@@ -55,10 +55,14 @@ async def add_key(
 
 
 async def pass_gate(stores: Stores) -> None:
+    """Let the gates pass that every plan asks for unless it says otherwise."""
     rollout = await stores.rollouts.get("triage")
     assert rollout.trial is not None
-    verdict = Verdict("paired", "pass", 31.0, 20.0, 40, "not worse than the margin")
-    await stores.evidence.put_verdicts("triage", rollout.trial.id, [verdict])
+    verdicts = [
+        Verdict(gate, "pass", 31.0, 20.0, 40, "not worse than the margin")
+        for gate in ("pairs", "errors")
+    ]
+    await stores.evidence.put_verdicts("triage", rollout.trial.id, verdicts)
 
 
 def case(case_id: str, prompt: str = "", *, priority: float = 1.0) -> Case:

@@ -41,7 +41,14 @@ pytestmark = pytest.mark.anyio
 
 # Before any clock of a test: a trial begun then has soaked.
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
-POLICY = {"automatic": True, "steps": [10.0], "soak_seconds": 60.0, "minimum_pairs": 10}
+POLICY = {
+    "automatic": True,
+    "steps": [10.0],
+    "soak_seconds": 60.0,
+    "minimum_pairs": 10,
+    "minimum_units": 0,
+    "gates": ["pairs"],
+}
 LOAD = at("/v1/load_lora_adapter")
 
 
@@ -268,8 +275,8 @@ async def test_a_person_decides_unless_the_policy_is_automatic(house: House) -> 
     await controller.tick()
     assert await house.rollout() == trial
     assert trial.trial is not None
-    (verdict,) = await house.stores.evidence.verdicts("triage", trial.trial.id)
-    assert verdict.outcome == "pass"
+    verdicts = await house.stores.evidence.verdicts("triage", trial.trial.id)
+    assert [v.outcome for v in verdicts if v.gate == "pairs"] == ["pass"]
 
 
 async def test_traffic_waits_until_the_candidate_is_resident_on_every_ready_replica(
@@ -526,7 +533,7 @@ async def test_metrics_show_what_the_store_holds_and_forget_what_is_gone(house: 
     evalue = value("sluice_gate_evalue", **route, **sides)
     assert evalue is not None
     assert 0 < evalue < 1
-    assert value("sluice_gate_threshold", **route, **sides) == 20
+    assert value("sluice_gate_threshold", **route, **sides) == 60  # alpha is shared by three gates
     assert value("sluice_shadow_pairs_total", **route, agreement="disagree") is not None
     assert value("sluice_cases", **route, state="open") == 0
     assert value("sluice_case_oldest_seconds", **route) == 0
