@@ -9,7 +9,7 @@ from gateway.attempts import Attempt
 from gateway.call import Call, HeaderList
 from gateway.capture import Captures, Seen
 from gateway.errors import UpstreamError
-from gateway.evidence import Evidence, Tally, TrialArm
+from gateway.evidence import Cell, Evidence, TrialArm
 from gateway.feedback import Receipts
 from gateway.metrics import Bound, Metrics
 from gateway.quota import Ticket
@@ -40,7 +40,10 @@ class Accounts:
         if trial is None:
             return
         arm: TrialArm = "candidate" if call.choice.arm == "candidate" else "stable"
-        call.tally = self._evidence.tally(route.name, trial.id, arm)
+        call.cell = cell = self._evidence.cell(route.name, trial, arm)
+        sticky = call.session or call.request.sticky
+        call.comes_again = self._evidence.comes_again(sticky, call.id)
+        call.first = cell.first(call.unit) if call.comes_again else cell.units
         call.trial = trial.id
         call.capture = (
             not call.no_capture
@@ -89,9 +92,10 @@ class Accounts:
         if call.ticket is not None:
             _settle(call, call.ticket, attempt, code, usage)
         version = attempt.served.version
-        self._receipts.note(call.key, call.id, version, choice.arm, call.trial, call.tally)
-        if call.tally is not None:
-            self._count(call, call.tally, total, first if attempt.reader else None, code >= 500)
+        unit = call.unit if call.comes_again else ""
+        self._receipts.note(call.key, call.id, version, choice.arm, call.trial, call.cell, unit)
+        if call.cell is not None:
+            self._count(call, call.cell, total, first if attempt.reader else None, code >= 500)
 
     def unanswered(self, call: Call, error: BaseException) -> None:
         """Count an exchange that no engine answered."""
@@ -105,22 +109,28 @@ class Accounts:
         served, route = call.choice.served, call.lane.route
         bound = self._label(call, served)[0]
         self._metrics.answered(bound, route.name, served.version, call.choice.arm, code)
-        if call.tally is not None:
-            self._count(call, call.tally, perf_counter() - call.started, None, code >= 500)
+        if call.cell is not None:
+            total = perf_counter() - call.started
+            # The first token of a stream did not come in all this time.
+            self._count(call, call.cell, total, total if call.request.stream else None, code >= 500)
 
     def _count(
-        self, call: Call, tally: Tally, total: float, first: float | None, failed: bool
+        self, call: Call, cell: Cell, total: float, first: float | None, failed: bool
     ) -> None:
         slo = call.lane.route.slo
+        failed = failed or call.fell_back
+        slow_first = first is not None and slo.ttft_seconds is not None and first > slo.ttft_seconds
+        slow_total = slo.total_seconds is not None and total > slo.total_seconds
+        tally = cell.tally
         tally.requests += 1
         tally.seconds += total
-        tally.errors += failed or call.fell_back
+        tally.errors += failed
         tally.fallbacks += call.fell_back
-        if slo.ttft_seconds is not None and first is not None and first > slo.ttft_seconds:
-            tally.slow_first_token += 1
-        if slo.total_seconds is not None and total > slo.total_seconds:
-            tally.slow_total += 1
-        tally.dirty = True
+        tally.slow_first_token += slow_first
+        tally.slow_total += slow_total
+        if call.first is not None:
+            call.first.end(failed=failed, slow_first_token=slow_first, slow_total=slow_total)
+        cell.book.dirty = True
 
     def tee(self, call: Call, data: bytes) -> None:
         call.captured.append(data)

@@ -232,7 +232,7 @@ class Gateway:
             async with asyncio.TaskGroup() as tasks:
                 background = [
                     tasks.create_task(snapshot.run(stores)),
-                    tasks.create_task(evidence.report(stores.evidence)),
+                    tasks.create_task(evidence.report(stores.evidence, metrics.units_dropped)),
                     tasks.create_task(captures.run(stores.captures)),
                     tasks.create_task(feedback.run(stores)),
                     tasks.create_task(shares.run(stores.quotas)),

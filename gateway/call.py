@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
-from gateway.evidence import Tally
+from gateway.evidence import Cell, First, UnitTally
 from gateway.quota import Ticket
 from gateway.routing import Choice, Lane
 from gateway.wire import Request
@@ -20,14 +20,16 @@ class Call:
     """Filled in step by step; `request`, `lane` and `choice` once the body was read.
 
     Times are those of `time.perf_counter`. `pieces` counts the writes of a stream. `limited` is the
-    key where it has limits, `ticket` what was taken of them.
+    key where it has limits, `ticket` what was taken of them. In a trial, `cell` is where it counts,
+    `first` where its unit does if this is its first request, and `comes_again` whether another may
+    follow.
     """
 
     __slots__ = (
-        "authorization", "capture", "captured", "captured_bytes", "choice", "counted",
-        "engine_headers", "fell_back", "first_byte_at", "id", "key", "lane", "limited", "no_capture",
-        "path", "pieces", "query", "request", "sent_at", "session", "started", "tally", "ticket",
-        "trial", "unit",
+        "authorization", "capture", "captured", "captured_bytes", "cell", "choice", "comes_again",
+        "counted", "engine_headers", "fell_back", "first", "first_byte_at", "id", "key", "lane",
+        "limited", "no_capture", "path", "pieces", "query", "request", "sent_at", "session",
+        "started", "ticket", "trial", "unit",
     )  # fmt: skip
 
     request: Request
@@ -48,7 +50,9 @@ class Call:
         self.engine_headers: HeaderList = []
         self.unit = ""
         self.trial = ""
-        self.tally: Tally | None = None
+        self.cell: Cell | None = None
+        self.first: UnitTally | First | None = None
+        self.comes_again = False
         self.capture = False
         self.captured: list[bytes] = []
         self.captured_bytes = 0

@@ -1,26 +1,46 @@
-"""What each arm of each trial did at this worker, reported as absolute numbers."""
+"""What each arm of each trial did at this worker, reported as absolute numbers.
+
+Requests are all counted; units once each, by their first request. A unit that can't come again
+counts at once. Of one that may have been seen by another worker the store is asked, about once a
+second and beside the requests, and only the worker that was first counts it. So the request that
+came first counts, however long its answer takes, and nothing that is sent twice counts twice.
+"""
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import fields
+from itertools import islice
+from operator import attrgetter
 from typing import Final, Literal
 
 from rollout.errors import StoreUnavailableError
-from rollout.evidence import ArmCounts
-from rollout.stores.evidence import EvidenceStore
+from rollout.evidence import ArmCounts, Stratum, UnitCounts
+from rollout.state import Trial
+from rollout.stores.evidence import Claim, Claimed, Counted, EvidenceStore
 
 _log = logging.getLogger(__name__)
 _REPORT_SECONDS: Final = 1.0
+# Units of which this worker knows that it was asked about them already. Who is forgotten is only
+# asked about again.
+_MAXIMUM_KNOWN: Final = 100_000
+# Units that wait for the store's word; the rest is left out, whatever becomes of it.
+_MAXIMUM_WAITING: Final = 20_000
+_CLAIMED_AT_ONCE: Final = 2_000
+_REPORTED_AT_ONCE: Final = 500
+# A ledger that is left behind is folded, and with it go the trials that have ended.
+_LEDGER_SECONDS: Final = 86_400.0
 
 TrialArm = Literal["stable", "candidate"]
 
 
 class Tally:
-    """The counts of one assigned arm; `dirty` until they were reported."""
+    """The counts of one assigned arm: all its requests."""
 
     __slots__ = (
-        "dirty", "errors", "fallbacks", "negative", "positive", "requests", "seconds",
-        "slow_first_token", "slow_total",
+        "errors", "fallbacks", "negative", "positive", "requests", "seconds", "slow_first_token",
+        "slow_total",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -32,67 +52,356 @@ class Tally:
         self.seconds = 0.0
         self.positive = 0
         self.negative = 0
-        self.dirty = False
 
     def counts(self) -> ArmCounts:
-        return ArmCounts(
-            requests=self.requests,
-            errors=self.errors,
-            fallbacks=self.fallbacks,
-            slow_first_token=self.slow_first_token,
-            slow_total=self.slow_total,
-            seconds=self.seconds,
-            positive=self.positive,
-            negative=self.negative,
+        return ArmCounts(*_arm_row(self))
+
+    def subtract(self, counts: ArmCounts) -> None:
+        for name in _ARM_FIELDS:
+            setattr(self, name, getattr(self, name) - getattr(counts, name))
+
+
+class UnitTally:
+    """The counts of one assigned arm at one weight: each unit once."""
+
+    __slots__ = ("bad", "errors", "rated", "slow_first_token", "slow_total", "units")
+
+    def __init__(self) -> None:
+        self.units = 0
+        self.errors = 0
+        self.slow_first_token = 0
+        self.slow_total = 0
+        self.rated = 0
+        self.bad = 0
+
+    def end(self, *, failed: bool, slow_first_token: bool, slow_total: bool) -> None:
+        """Count a unit by how its first request ended."""
+        self.units += 1
+        self.errors += failed
+        self.slow_first_token += slow_first_token
+        self.slow_total += slow_total
+
+    def rate(self, *, bad: bool) -> None:
+        self.rated += 1
+        self.bad += bad
+
+    def counts(self) -> UnitCounts:
+        return UnitCounts(*_unit_row(self))
+
+    def add(self, counts: UnitCounts) -> None:
+        for name in _UNIT_FIELDS:
+            setattr(self, name, getattr(self, name) + getattr(counts, name))
+
+    def subtract(self, counts: UnitCounts) -> None:
+        for name in _UNIT_FIELDS:
+            setattr(self, name, getattr(self, name) - getattr(counts, name))
+
+
+class First:
+    """What may be the first request of its unit: counts once it has ended and the store agrees.
+
+    The same for what may be its first rating, which has ended from the beginning.
+    """
+
+    __slots__ = ("_book", "_ended", "_granted", "_tally")
+
+    def __init__(self, book: "Book", tally: UnitTally) -> None:
+        self._book = book
+        self._tally = tally
+        self._granted = False
+        self._ended: UnitCounts | None = None
+
+    def end(self, *, failed: bool, slow_first_token: bool, slow_total: bool) -> None:
+        self._end(UnitCounts(1, failed, slow_first_token, slow_total))
+
+    def rate(self, *, bad: bool) -> None:
+        self._end(UnitCounts(rated=1, bad=bad))
+
+    def grant(self) -> None:
+        """Nobody else was first."""
+        self._granted = True
+        if self._ended is not None:
+            self._count(self._ended)
+
+    def _end(self, counts: UnitCounts) -> None:
+        self._ended = counts
+        if self._granted:
+            self._count(counts)
+
+    def _count(self, counts: UnitCounts) -> None:
+        self._tally.add(counts)
+        self._book.dirty = True
+
+
+class Cell:
+    """Where a request counts: in an arm of a trial, and there at the weight of the moment.
+
+    `units` is None in the shadow, where nothing is assigned to the candidate: units are counted
+    from the moment on at which they could have come to either arm.
+    """
+
+    __slots__ = ("book", "tally", "units")
+
+    def __init__(self, book: "Book", tally: Tally, units: UnitTally | None) -> None:
+        self.book = book
+        self.tally = tally
+        self.units = units
+
+    def first(self, unit: str) -> First | None:
+        """A request of a unit that may come again; None where it is not its first one here."""
+        if self.units is None:
+            return None
+        return self.book.first(unit, self.units)
+
+    def rate(self, unit: str, *, bad: bool) -> None:
+        """Count what a caller says of an answer; `unit` is empty where it can't come again."""
+        self.tally.positive += not bad
+        self.tally.negative += bad
+        self.book.dirty = True
+        if self.units is None:
+            return
+        if not unit:
+            self.units.rate(bad=bad)
+        elif (first := self.book.claims.put(self.book, "rated", unit, self.units)) is not None:
+            first.rate(bad=bad)
+
+
+class Claims:
+    """Units that wait for the store's word; at most `maximum` of them."""
+
+    def __init__(self, maximum: int) -> None:
+        self.maximum = maximum
+        self.dropped = 0
+        self.waiting = deque[tuple[Book, Claimed, str, First]]()
+
+    def put(self, book: "Book", kind: Claimed, unit: str, tally: UnitTally) -> First | None:
+        if len(self.waiting) >= self.maximum:
+            self.dropped += 1
+            return None
+        first = First(book, tally)
+        self.waiting.append((book, kind, unit, first))
+        return first
+
+
+class Known:
+    """Units that this worker need not ask about again; the older half goes where they are many."""
+
+    def __init__(self, maximum: int) -> None:
+        self._half = maximum // 2
+        self._new = set[tuple[Book, str]]()
+        self._old = set[tuple[Book, str]]()
+
+    def add(self, book: "Book", unit: str) -> bool:
+        """Whether it was not known yet."""
+        place = (book, unit)
+        if place in self._new:
+            return False
+        known = place in self._old
+        self._new.add(place)
+        if len(self._new) >= self._half:
+            self._old, self._new = self._new, set()
+        return not known
+
+    def discard(self, book: "Book", unit: str) -> None:
+        self._new.discard((book, unit))
+        self._old.discard((book, unit))
+
+
+class Book:
+    """All that this worker counts of one trial; `dirty` until it was reported."""
+
+    def __init__(self, route: str, trial: str, claims: Claims, known: Known) -> None:
+        self.route = route
+        self.trial = trial
+        self.claims = claims
+        self.dirty = False
+        self._known = known
+        self._arms: dict[TrialArm, Tally] = {"stable": Tally(), "candidate": Tally()}
+        self._strata: dict[float, dict[TrialArm, UnitTally]] = {}
+        self._cells: dict[tuple[float, TrialArm], Cell] = {}
+        # What was sent last, and before that: it may have arrived.
+        self._sent = Counted()
+        self._sent_before = Counted()
+
+    def tally(self, arm: TrialArm) -> Tally:
+        return self._arms[arm]
+
+    def cell(self, weight: float, arm: TrialArm) -> Cell:
+        cell = self._cells.get((weight, arm))
+        if cell is None:
+            units = None
+            if weight > 0:
+                new: dict[TrialArm, UnitTally] = {"stable": UnitTally(), "candidate": UnitTally()}
+                units = self._strata.setdefault(weight, new)[arm]
+            cell = self._cells[weight, arm] = Cell(self, self._arms[arm], units)
+        return cell
+
+    def first(self, unit: str, tally: UnitTally) -> First | None:
+        if not self._known.add(self, unit):
+            return None
+        first = self.claims.put(self, "seen", unit, tally)
+        if first is None:
+            self._known.discard(self, unit)
+        return first
+
+    def counted(self) -> Counted:
+        return Counted(
+            stable=self._arms["stable"].counts(),
+            candidate=self._arms["candidate"].counts(),
+            strata=tuple(
+                Stratum(weight, arms["stable"].counts(), arms["candidate"].counts())
+                for weight, arms in self._strata.items()
+            ),
         )
+
+    def send(self) -> Counted:
+        """The counts as they are reported now."""
+        self.dirty = False
+        self._sent_before, self._sent = self._sent, self.counted()
+        return self._sent
+
+    def refuse(self) -> None:
+        """What was sent last was not taken."""
+        self.dirty = True
+        self._sent = self._sent_before
+
+    def start_again(self) -> None:
+        """Go on with what was never sent: all else stands in a ledger that is closed.
+
+        What was sent and may not have arrived is left out, so that nothing can count twice.
+        """
+        self._arms["stable"].subtract(self._sent.stable)
+        self._arms["candidate"].subtract(self._sent.candidate)
+        for stratum in self._sent.strata:
+            self._strata[stratum.weight]["stable"].subtract(stratum.stable)
+            self._strata[stratum.weight]["candidate"].subtract(stratum.candidate)
+        self._sent = Counted()
 
 
 class Evidence:
-    """The tallies of this incarnation. Values are absolute, so a repeated report counts once."""
+    """The books of this incarnation, and the ledger into which they are written."""
 
-    def __init__(self, incarnation: str) -> None:
+    def __init__(self, incarnation: str, *, maximum_waiting: int = _MAXIMUM_WAITING) -> None:
         self._incarnation = incarnation
-        self._tallies: dict[tuple[str, str], dict[TrialArm, Tally]] = {}
+        self._ledger = incarnation
+        self._ledgers = 0
+        # What the relay gives to a request that comes without an id never comes again.
+        self._own_ids = f"{incarnation[:16]}-"
+        self._known = Known(_MAXIMUM_KNOWN)
+        self._claims = Claims(maximum_waiting)
+        self._books: dict[str, Book] = {}
+
+    def cell(self, route: str, trial: Trial, arm: TrialArm) -> Cell:
+        """Where a request of the arm counts now."""
+        return self._book(route, trial.id).cell(trial.weight, arm)
+
+    def comes_again(self, sticky: str | None, request_id: str) -> bool:
+        """Whether a unit that was named so may be seen more than once, here or elsewhere.
+
+        A client that sends an id of its own may send the same one for every request.
+        """
+        return bool(sticky) or not request_id.startswith(self._own_ids)
 
     def tally(self, route: str, trial: str, arm: TrialArm) -> Tally:
-        arms = self._tallies.get((route, trial))
-        if arms is None:
-            arms = self._tallies[(route, trial)] = {"stable": Tally(), "candidate": Tally()}
-        return arms[arm]
+        return self._book(route, trial).tally(arm)
+
+    def take_dropped(self) -> int:
+        """Units that were left out since the last call, because too many waited for the store."""
+        dropped, self._claims.dropped = self._claims.dropped, 0
+        return dropped
 
     def forget(self, trials_on: Collection[str]) -> None:
         """Let go of trials that have ended and were reported to the end."""
-        for route, trial in list(self._tallies):
-            arms = self._tallies[(route, trial)]
-            if trial not in trials_on and not any(tally.dirty for tally in arms.values()):
-                del self._tallies[(route, trial)]
+        waiting = {book for book, *_ in self._claims.waiting}
+        gone = {
+            book
+            for trial, book in self._books.items()
+            if trial not in trials_on and not book.dirty and book not in waiting
+        }
+        for book in gone:
+            del self._books[book.trial]
 
     async def flush(self, store: EvidenceStore) -> None:
-        """Report what has changed. Raises StoreUnavailableError; nothing is lost by that."""
-        for (route, trial), arms in list(self._tallies.items()):
-            if not any(tally.dirty for tally in arms.values()):
-                continue
-            for tally in arms.values():
-                tally.dirty = False
-            try:
-                await store.report(
-                    self._incarnation,
-                    route,
-                    trial,
-                    {arm: tally.counts() for arm, tally in arms.items()},
-                )
-            except BaseException:
-                for tally in arms.values():
-                    tally.dirty = True
-                raise
+        """Claim what waits and report what has changed. Raises StoreUnavailableError; nothing is
+        lost by that."""
+        await self._claim(store)
+        dirty = [book for book in self._books.values() if book.dirty]
+        for first in range(0, len(dirty), _REPORTED_AT_ONCE):
+            await self._report(store, dirty[first : first + _REPORTED_AT_ONCE])
 
-    async def report(self, store: EvidenceStore) -> None:
-        """Flush about once a second, for ever."""
+    async def report(self, store: EvidenceStore, dropped: Callable[[int], None]) -> None:
+        """Flush about once a second, for ever; `dropped` is told how many units were left out."""
+        loop = asyncio.get_running_loop()
+        since = loop.time()
         while True:
             await asyncio.sleep(_REPORT_SECONDS)
             try:
                 await self.flush(store)
+                if loop.time() - since > _LEDGER_SECONDS:
+                    since = loop.time()
+                    self._open_ledger()
             except StoreUnavailableError:
                 continue
             except Exception:  # noqa: BLE001 - this loop must not end; it says what happened
                 _log.exception("evidence could not be reported; it is tried again")
+            finally:
+                dropped(self.take_dropped())
+
+    async def _claim(self, store: EvidenceStore) -> None:
+        waiting = self._claims.waiting
+        while waiting:
+            asked = list(islice(waiting, _CLAIMED_AT_ONCE))
+            groups = _grouped(asked)
+            claims = [
+                Claim(book.route, book.trial, kind, [unit for unit, _ in units])
+                for (book, kind), units in groups.items()
+            ]
+            answers = await store.claim(claims)
+            for _ in asked:
+                waiting.popleft()
+            for units, news in zip(groups.values(), answers, strict=True):
+                for (_, first), new in zip(units, news, strict=True):
+                    if new:
+                        first.grant()
+
+    async def _report(self, store: EvidenceStore, books: Sequence[Book]) -> None:
+        for _ in range(2):
+            sent = {(book.route, book.trial): book.send() for book in books}
+            try:
+                if await store.report(self._ledger, sent):
+                    return
+            except BaseException:
+                for book in books:
+                    book.dirty = True
+                raise
+            for book in books:
+                book.refuse()
+            _log.info("this worker was silent for long: its evidence goes on in a new ledger")
+            self._open_ledger()
+
+    def _open_ledger(self) -> None:
+        self._ledgers += 1
+        self._ledger = f"{self._incarnation}.{self._ledgers}"
+        for book in self._books.values():
+            book.start_again()
+
+    def _book(self, route: str, trial: str) -> Book:
+        book = self._books.get(trial)
+        if book is None:
+            book = self._books[trial] = Book(route, trial, self._claims, self._known)
+        return book
+
+
+_ARM_FIELDS: Final = tuple(field.name for field in fields(ArmCounts))
+_UNIT_FIELDS: Final = tuple(field.name for field in fields(UnitCounts))
+_arm_row: Final = attrgetter(*_ARM_FIELDS)
+_unit_row: Final = attrgetter(*_UNIT_FIELDS)
+
+
+def _grouped(
+    asked: Sequence[tuple[Book, Claimed, str, First]],
+) -> dict[tuple[Book, Claimed], list[tuple[str, First]]]:
+    groups: dict[tuple[Book, Claimed], list[tuple[str, First]]] = {}
+    for book, kind, unit, first in asked:
+        groups.setdefault((book, kind), []).append((unit, first))
+    return groups

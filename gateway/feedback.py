@@ -16,7 +16,7 @@ import msgspec
 
 from gateway.call import HeaderList, Receive
 from gateway.errors import OverloadedError, TooLargeError
-from gateway.evidence import Tally
+from gateway.evidence import Cell
 from gateway.metrics import Metrics
 from gateway.settings import FeedbackSection
 from rollout.credentials import ApiKey
@@ -45,8 +45,9 @@ class _Given(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _given: Final = msgspec.json.Decoder(_Given)
-# The version that answered, the assigned arm, its trial and where it counts.
-_Known = tuple[Version, Arm, str, Tally | None]
+# The version that answered, the assigned arm, its trial, where it counts, and the unit if it may
+# come again.
+_Known = tuple[Version, Arm, str, Cell | None, str]
 
 
 class Receipts:
@@ -65,11 +66,18 @@ class Receipts:
         return len(self._new) + len(self._old)
 
     def note(
-        self, key: str, request_id: str, version: Version, arm: Arm, trial: str, tally: Tally | None
+        self,
+        key: str,
+        request_id: str,
+        version: Version,
+        arm: Arm,
+        trial: str,
+        cell: Cell | None,
+        unit: str,
     ) -> None:
         """A request was answered. One that bears the same id takes the place of the older one."""
         new, place = self._new, (key, request_id)
-        new[place] = (version, arm, trial, tally)
+        new[place] = (version, arm, trial, cell, unit)
         if self._rated:
             self._rated.discard(place)
         if len(new) >= self._half:
@@ -154,13 +162,11 @@ class FeedbackDesk:
         known = self._receipts.find(feedback.key, feedback.request_id)
         if known is None or not self._receipts.rate(feedback.key, feedback.request_id):
             return False
-        version, arm, trial, tally = known
-        if tally is not None:
-            tally.positive += feedback.rating == "good"
-            tally.negative += feedback.rating == "bad"
-            tally.dirty = True
+        version, arm, trial, cell, unit = known
+        if cell is not None:
+            cell.rate(unit, bad=feedback.rating == "bad")
         self._metrics.rated(version.route, feedback.rating)
-        receipt = Receipt(version.route, version.number, arm, trial or None)
+        receipt = Receipt(version.route, version.number, arm, trial or None, unit)
         self._put(replace(feedback, receipt=receipt))
         return True
 

@@ -119,6 +119,10 @@ class Metrics:
             "redactions_total", "What was taken out before it was stored.", ("kind",)
         )
         self._feedback = self._counter("feedback_total", "Answers rated.", ("route", "rating"))
+        self._units_dropped = self._counter(
+            "evidence_units_dropped_total",
+            "Units left out of the evidence, because too many waited for the store.",
+        )
         self._feedback_dropped = self._counter(
             "feedback_dropped_total", "What of feedback was not stored.", ("reason",)
         )
@@ -205,6 +209,10 @@ class Metrics:
 
     def rated(self, route: str, rating: Rating) -> None:
         self._feedback.labels(route, rating).inc()
+
+    def units_dropped(self, count: int) -> None:
+        if count:
+            self._units_dropped.inc(count)
 
     def feedback_dropped(self, reason: str) -> None:
         self._feedback_dropped.labels(reason).inc()

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from gateway.errors import OverloadedError
-from gateway.evidence import Tally
+from gateway.evidence import Evidence
 from gateway.feedback import FeedbackDesk, Receipts
 from gateway.metrics import Metrics
 from gateway.settings import FeedbackSection
@@ -20,6 +20,7 @@ from rollout.errors import InvalidInputError
 from rollout.exchanges import Feedback, Receipt
 from rollout.redaction import Redactor
 from rollout.routes import Route
+from rollout.state import Trial
 from rollout.stores import Stores, open_stores
 from rollout.versions import Version
 from tests.gateway.serving import AT, KEY, RunningGateway, catalog, serving, settings
@@ -31,6 +32,7 @@ OTHER = ApiKey("k2", "other", digest_secret("sk-other"), frozenset({"infer"}), A
 LABELER = ApiKey("k3", "labeler", digest_secret("sk-label"), frozenset({"label"}), AT)
 TRIAL = "r@2.2"
 VERSION = Version("r", 1, "main", "base", AT)
+ON_TRIAL = Trial(TRIAL, 2, "canary", 10.0, AT, AT)
 
 
 @pytest.fixture
@@ -165,7 +167,9 @@ async def test_feedback_reaches_the_gateway_that_answered(
         await until(accepted)
         (kept,) = await until(lambda: stores.feedback.list("r", TRIAL))
         assert answer.status == 200
-        assert kept.receipt == Receipt("r", 2, "candidate", TRIAL)
+        receipt = kept.receipt
+        assert receipt is not None
+        assert (receipt.version, receipt.arm, receipt.trial) == (2, "candidate", TRIAL)
 
         async def counted() -> bool:
             return (await stores.evidence.read("r", TRIAL)).candidate.positive == 1
@@ -206,7 +210,7 @@ async def test_captures_are_redacted_before_they_are_stored(
 def test_only_the_newest_requests_are_known() -> None:
     receipts = Receipts(10)
     for number in range(1000):
-        receipts.note("k", str(number), VERSION, "stable", "", None)
+        receipts.note("k", str(number), VERSION, "stable", "", None, "")
         assert len(receipts) <= 10
     assert receipts.find("k", "999") is not None
     assert receipts.find("k", "1") is None
@@ -214,28 +218,29 @@ def test_only_the_newest_requests_are_known() -> None:
 
 
 def test_the_first_word_on_a_request_stands_and_a_new_one_of_that_name_is_another() -> None:
-    receipts, tally = Receipts(10), Tally()
+    receipts, cell = Receipts(10), Evidence("i").cell("r", ON_TRIAL, "stable")
     desk = FeedbackDesk(FeedbackSection(), receipts, Redactor(), Metrics(), "i")
-    receipts.note("k1", "x", VERSION, "stable", "t", tally)
+    receipts.note("k1", "x", VERSION, "stable", "t", cell, "")
     assert desk.take(KEY, b'{"request_id":"x","rating":"good"}')
     assert not desk.take(KEY, b'{"request_id":"x","rating":"bad"}')
-    assert (tally.positive, tally.negative) == (1, 0)
-    receipts.note("k1", "x", VERSION, "stable", "t", tally)
+    assert (cell.tally.positive, cell.tally.negative) == (1, 0)
+    receipts.note("k1", "x", VERSION, "stable", "t", cell, "")
     assert desk.take(KEY, b'{"request_id":"x","rating":"bad"}')
-    assert (tally.positive, tally.negative) == (1, 1)
+    assert (cell.tally.positive, cell.tally.negative) == (1, 1)
 
 
 def test_a_full_desk_counts_nothing() -> None:
-    receipts, tally, metrics = Receipts(10), Tally(), Metrics()
+    receipts, metrics = Receipts(10), Metrics()
+    cell = Evidence("i").cell("r", ON_TRIAL, "stable")
     desk = FeedbackDesk(FeedbackSection(maximum_waiting=1), receipts, Redactor(), metrics, "i")
     for name in ("x", "y"):
-        receipts.note("k1", name, VERSION, "stable", "t", tally)
+        receipts.note("k1", name, VERSION, "stable", "t", cell, "")
     desk.take(KEY, b'{"request_id":"x","rating":"bad"}')
     with pytest.raises(OverloadedError):
         desk.take(KEY, b'{"request_id":"y","rating":"bad"}')
     with pytest.raises(InvalidInputError):
         desk.take(KEY, b"{}")
-    assert tally.negative == 1
+    assert cell.tally.negative == 1
     assert b'sluice_feedback_total{rating="bad",route="r"} 1.0' in generate_latest(metrics.registry)
 
 

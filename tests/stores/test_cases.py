@@ -1,12 +1,14 @@
-"""Captures become pairs and cases exactly once, and a case is labelled exactly once."""
+"""Captures become pairs and cases exactly once, and a case is decided exactly once."""
 
+import asyncio
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
-from rollout.cases import Label, LabelledCase, choice_for
+from rollout.cases import Case, Choice, Label, LabelledCase, choice_for
 from rollout.errors import ConflictError, NotFoundError
-from rollout.evidence import ArmCounts, PairCounts, Verdict
+from rollout.evidence import PairCounts
 from rollout.stores import Stores
 from tests.stores.conftest import AT, capture, case, comparison, exchange, offer
 
@@ -129,20 +131,139 @@ async def test_labelled_cases_can_be_imported_once(stores: Stores) -> None:
     assert await stores.cases.labelled("triage") == rows
 
 
-async def test_evidence_sums_incarnations_and_a_repeated_report_counts_once(
+def by(labeler: str, choice: Choice, case_id: str = "c1") -> Label:
+    return Label(case_id, "triage", choice, labeler, AT)
+
+
+def asked_of(people: int, case_id: str = "c1") -> Case:
+    return replace(case(case_id), labels_needed=people)
+
+
+async def state(stores: Stores) -> str:
+    ((_, found),) = await stores.cases.list("triage")
+    return found
+
+
+async def test_a_case_goes_to_different_people_until_it_has_its_labels(stores: Stores) -> None:
+    await offer(stores, asked_of(2))
+    await stores.cases.claim("ann")
+    assert await stores.cases.label(by("ann", "both"))
+    assert await state(stores) == "open"
+    assert await pairs(stores) == PairCounts(disagree=1)
+    # She has said what she thinks: it is for somebody else.
+    assert await stores.cases.claim("ann") == []
+    assert not await stores.cases.label(by("ann", "first"))
+    assert [claimed.id for claimed in await stores.cases.claim("bob")] == ["c1"]
+    assert await stores.cases.label(by("bob", "both"))
+    assert await state(stores) == "labelled"
+    assert await pairs(stores) == PairCounts(disagree=1, ties=1)
+    assert await stores.cases.labelled("triage") == [
+        LabelledCase(asked_of(2), by("bob", "both"), (by("ann", "both"),))
+    ]
+
+
+async def test_a_third_person_decides_a_conflict(stores: Stores) -> None:
+    await offer(stores, asked_of(2))
+    first, second = (choice_for(case(), gold) for gold in ("no", "yes"))
+    for labeler, choice in (("ann", first), ("bob", second)):
+        await stores.cases.claim(labeler)
+        assert await stores.cases.label(by(labeler, choice))
+    assert await stores.cases.claim("ann") == await stores.cases.claim("bob") == []
+    assert len(await stores.cases.claim("cyd")) == 1
+    assert await stores.cases.label(by("cyd", first))
+    assert await pairs(stores) == PairCounts(disagree=1, wins=1)
+    assert not await stores.cases.label(by("dan", second))
+    (stats,) = await stores.cases.stats("triage")
+    # Only the two labels that every case gets are compared: 1 - (2 - 1) * 2 / (4 - 2).
+    assert stats.agreement.cases == 1
+    assert stats.agreement.alpha == pytest.approx(0.0)
+    assert stats.win_rates[TRIAL].wins == 1
+
+
+async def test_what_is_split_to_the_end_is_disputed_and_counts_as_a_tie(stores: Stores) -> None:
+    await offer(stores, asked_of(2))
+    for labeler, choice in (("ann", "first"), ("bob", "second"), ("cyd", "both")):
+        assert await stores.cases.label(by(labeler, choice))  # type: ignore[arg-type]
+    assert await state(stores) == "disputed"
+    assert await pairs(stores) == PairCounts(disagree=1, ties=1)
+    assert await stores.cases.labelled("triage") == []
+    (stats,) = await stores.cases.stats("triage")
+    assert (stats.open, stats.labelled, stats.disputed) == (0, 0, 1)
+    assert stats.oldest_at is None
+
+
+async def test_people_who_label_at_once_are_all_heard_and_the_pair_counts_once(
     stores: Stores,
 ) -> None:
-    counts = ArmCounts(requests=3, errors=1, seconds=0.5)
-    for _ in range(2):
-        await stores.evidence.report("i1", "triage", TRIAL, {"stable": counts})
-    await stores.evidence.report("i2", "triage", TRIAL, {"stable": counts, "candidate": counts})
-    evidence = await stores.evidence.read("triage", TRIAL)
-    assert evidence.stable == ArmCounts(requests=6, errors=2, seconds=1.0)
-    assert evidence.candidate == counts
+    await offer(stores, asked_of(3))
+    names = ["ann", "bob", "cyd", "dan"]
+    heard = await asyncio.gather(*(stores.cases.label(by(name, "both")) for name in names))
+    assert sorted(heard) == [False, True, True, True]
+    assert await pairs(stores) == PairCounts(disagree=1, ties=1)
+    (row,) = await stores.cases.labelled("triage")
+    assert len(row.labels) == 3
 
 
-async def test_verdicts_are_read_back(stores: Stores) -> None:
-    verdict = Verdict("pairs", "inconclusive", 1.0, 20.0, 0, "no data yet")
-    await stores.evidence.put_verdicts("triage", TRIAL, [verdict])
-    assert await stores.evidence.verdicts("triage", TRIAL) == [verdict]
-    assert await stores.evidence.verdicts("triage", "other") == []
+async def test_whoever_has_labelled_the_first_hundreds_gets_the_rest(stores: Stores) -> None:
+    names = [f"c{number:03}" for number in range(150)]
+    await offer(stores, *(asked_of(2, name) for name in names[:99]))
+    for name in names[:99]:
+        await stores.cases.label(by("ann", "both", name))
+    await offer(stores, replace(asked_of(2, names[120]), priority=-9.0))
+    assert [found.id for found in await stores.cases.claim("ann", count=5)] == [names[120]]
+    assert len(await stores.cases.claim("bob", count=200)) == 99
+
+
+async def test_a_labeler_is_not_taken_for_one_who_is_named_in_a_comment(stores: Stores) -> None:
+    await offer(stores, asked_of(2))
+    sly = replace(by("ann", "both"), comment='"labeler":"bob"')
+    assert await stores.cases.label(sly)
+    assert len(await stores.cases.claim("bob")) == 1
+
+
+async def test_a_label_of_an_older_release_is_read(stores: Stores) -> None:
+    await offer(stores, case())
+    await stores.cases.label(label())
+    link = stores._link
+    stored = (
+        '{"case":"c1","route":"triage","choice":"both","labeler":"ann",'
+        '"labelled_at":"2026-01-02T03:04:05Z","correction":null,"comment":""}'
+    )
+    await link.run("HSET", "sluice:labels", "c1", stored)
+    (row,) = await stores.cases.labelled("triage")
+    assert row == LabelledCase(case(), by("ann", "both"))
+
+
+async def test_cases_with_several_labels_are_imported_whole(stores: Stores) -> None:
+    others = (by("ann", "first"), replace(by("bob", "second"), labelled_at=AT + timedelta(1)))
+    last = replace(by("cyd", "second"), labelled_at=AT + timedelta(2))
+    row = LabelledCase(asked_of(2), last, others)
+    assert await stores.cases.put_labelled([row]) == 1
+    assert await stores.cases.labelled("triage") == [row]
+    (stats,) = await stores.cases.stats("triage")
+    assert (stats.labelled, stats.agreement.cases) == (1, 1)
+
+
+@pytest.mark.parametrize("after", ["open", "leased", "labelled", "disputed"])
+async def test_an_erased_case_leaves_nothing_but_the_evidence(stores: Stores, after: str) -> None:
+    empty = await stores.cases.stats("triage")
+    await offer(stores, asked_of(2))
+    choices: dict[str, list[Choice]] = {
+        "labelled": ["first", "second", "second"],
+        "disputed": ["first", "second", "both"],
+    }
+    for labeler, choice in zip("xyz", choices.get(after, []), strict=False):
+        await stores.cases.label(by(labeler, choice))
+    if after == "leased":
+        await stores.cases.claim("ann")
+    assert await state(stores) == after
+    counted = await pairs(stores)
+    assert await stores.cases.erase("c1") == len(choices.get(after, []))
+    assert await stores.cases.erase("c1") is None
+    assert await stores.cases.list("triage") == []
+    assert await stores.cases.stats("triage") == empty
+    assert await pairs(stores) == counted
+    assert await stores._link.run("KEYS", "sluice:*case*") == []
+    # The prompt may become a case again.
+    await offer(stores, asked_of(2))
+    assert await state(stores) == "open"
