@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from rollout.exchanges import Answer, Comparison, Outcome
+from rollout.exchanges import Answer, Comparison, Judgement, Outcome
 
 Choice = Literal["first", "second", "both", "neither"]
 # What a choice means, whichever answer was shown first.
@@ -27,7 +27,8 @@ class Case:
     `messages` are the client's own, without what a version put before them. `inclusion` is the
     probability with which a pair of this kind became a case, in (0, 1]. `unit` is the hashed
     identity of the client, empty in cases of older releases. `labels_needed` people label it, and
-    one more where no choice of theirs has a majority. `unsure` is what `unsure_of` said of the pair.
+    one more where no choice of theirs has a majority. `unsure` is what `unsure_of` said of the pair,
+    `judgement` what the route's judge did, if it was asked; nobody who labels is shown it.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Case:
     unit: str = ""
     labels_needed: int = 1
     unsure: float = 0.75
+    judgement: Judgement | None = None
 
     @property
     def stable_first(self) -> bool:

@@ -1,7 +1,7 @@
 """The numbers that an operator may tune for a route."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 from rollout.plans import GATES, Defaults, Plan, PlanSpec, Steps, make_plan, plan_problems
 
@@ -21,7 +21,12 @@ class Policy:
     alpha: chance of a false alarm, and of a false pass, at whatever moment one looks; in (0, 1).
     margin: how far below one half the candidate's share of the decided pairs may lie and still
         be called "not worse"; in (0, 0.5).
-    minimum_pairs: decided pairs before a gate may pass.
+    minimum_pairs: decided pairs before the gate on pairs may pass.
+    error_margin, slo_margin, schema_margin, feedback_margin: how much larger the candidate's share
+        of units that failed, broke a limit of the SLO, broke the schema (of pairs), or were rated
+        bad (of those rated) may be and still be called "not worse"; in (0, 1).
+    alpha_shares: parts of alpha by gate, relative to each other; a gate left out has 1.
+    split_alpha: chance that the split check holds a trial whose split is right; in (0, 1).
     steps: the plan that a rollout follows behind the shadow: percentages, or tables that say more.
         What a step leaves out is taken from the five that follow.
     automatic: enter steps without a person. Rolling back by itself needs no leave.
@@ -30,6 +35,8 @@ class Policy:
     soak_seconds: the least time at each step.
     time_limit_seconds: a trial that is undecided for so long at one step is held for a person.
     disagreement_sample, agreement_sample: chance that a pair becomes a case.
+    self_sample: chance that stable is asked again what it answered, which tells how often two
+        answers differ by chance alone (the noise floor).
     maximum_cases: open cases kept for the route; beyond it new ones are dropped and counted.
     labels_per_case: people who label each case; where they differ, one more is asked.
     retention_days: age at which cases, labels, captures and feedback are erased; 0 keeps them.
@@ -38,6 +45,12 @@ class Policy:
     alpha: float = 0.05
     margin: float = 0.1
     minimum_pairs: int = 20
+    error_margin: float = 0.05
+    slo_margin: float = 0.05
+    schema_margin: float = 0.05
+    feedback_margin: float = 0.15
+    alpha_shares: Mapping[str, float] = field(default_factory=dict)
+    split_alpha: float = 0.001
     steps: Steps = (1.0, 10.0, 50.0)
     automatic: bool = False
     minimum_units: int = 20
@@ -46,6 +59,7 @@ class Policy:
     soak_seconds: float = 600.0
     disagreement_sample: float = 1.0
     agreement_sample: float = 0.05
+    self_sample: float = 0.05
     maximum_cases: int = 10_000
     labels_per_case: int = 1
     retention_days: float = 365.0
@@ -92,8 +106,9 @@ def policy_problems(policy: Policy, servable: Sequence[str] = GATES) -> Iterator
         yield "alpha", f"alpha is {policy.alpha:g}: it must lie between 0 and 1"
     if not 0 < policy.margin < 0.5:
         yield "margin", f"margin is {policy.margin:g}: it must lie between 0 and 0.5"
+    yield from _gate_problems(policy)
     yield from plan_problems(_spec(policy), _defaults(policy), servable)
-    for name in ("disagreement_sample", "agreement_sample"):
+    for name in ("disagreement_sample", "agreement_sample", "self_sample"):
         if not 0 <= getattr(policy, name) <= 1:
             yield name, f"{name} is a chance: it must lie in [0, 1]"
     if not 1 <= policy.labels_per_case <= 10:
@@ -110,3 +125,20 @@ def policy_problems(policy: Policy, servable: Sequence[str] = GATES) -> Iterator
     ):
         if getattr(policy, name) < 0:
             yield name, f"{name} must not be negative"
+
+
+def _gate_problems(policy: Policy) -> Iterator[tuple[str, str]]:
+    for name in (
+        "error_margin",
+        "slo_margin",
+        "schema_margin",
+        "feedback_margin",
+        "split_alpha",
+    ):
+        if not 0 < getattr(policy, name) < 1:
+            yield name, f"{name} is {getattr(policy, name):g}: it must lie between 0 and 1"
+    for gate, share in policy.alpha_shares.items():
+        if gate not in GATES:
+            yield "alpha_shares", f"there is no gate {gate!r}: there are {', '.join(GATES)}"
+        elif not 0 < share < float("inf"):
+            yield "alpha_shares", f"the share of {gate} is {share:g}: it must be above 0"

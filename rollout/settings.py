@@ -50,10 +50,16 @@ class StoreSection(Section):
     """Without a `url` the embedded Valkey is started in the data directory."""
 
     url: str | None = None
+    captures: int = Field(10_000, ge=1)
+    captures_hours: float = Field(168.0, gt=0)
 
 
 class ArtifactsSection(Section):
+    """The limits are for adapters that are fetched from a URL."""
+
     url: str | None = None
+    maximum_adapter_bytes: int = Field(2 << 30, ge=1)
+    fetch_seconds: float = Field(300.0, gt=0)
 
 
 class ControllerSection(Section):
@@ -87,6 +93,7 @@ class EngineSection(Section):
     api_key: str | None = None
     max_adapters: int = 4
     max_rank: int = 16
+    base_revision: str | None = None
 
     @field_validator("urls")
     @classmethod
@@ -105,6 +112,7 @@ class EngineSection(Section):
             api_key=self.api_key,
             max_adapters=self.max_adapters,
             max_rank=self.max_rank,
+            base_revision=self.base_revision,
         )
 
 

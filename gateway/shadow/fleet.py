@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from gateway.answers import answer_from_body
@@ -25,6 +26,15 @@ from rollout.versions import Version
 log = logging.getLogger(__name__)
 
 _METRICS_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What an engine calls a model, and the replicas to ask for it."""
+
+    engine: Engine
+    name: str
+    urls: Sequence[str]
 
 
 class Fleet:
@@ -78,7 +88,7 @@ class Fleet:
 
     def replica(self, version: Version) -> str | None:
         """The replica to ask for a version now, if there is one."""
-        return self._roomiest(self._serving(version))
+        return self.roomiest(self._serving(version))
 
     def hindrance(self, version: Version) -> Literal["not_resident", "busy"]:
         """Why there is none."""
@@ -88,7 +98,7 @@ class Fleet:
     def full(self) -> bool:
         """Whether live traffic fills every replica there is."""
         urls = self._urls
-        return bool(urls) and self._roomiest(urls) is None
+        return bool(urls) and self.roomiest(urls) is None
 
     async def change(self) -> None:
         """Return when there is another catalog, or another length of a queue."""
@@ -98,19 +108,36 @@ class Fleet:
         """The version's answer; one of status 0 where the engine gave none."""
         loop = asyncio.get_running_loop()
         started = loop.time()
-        self._asking[url] += 1
         try:
-            async with self._pool.request(
-                url, b"POST", path.encode(), self._headers(version), body
-            ) as response:
-                data = b"".join([piece async for piece in response])
-                status = response.status
+            status, data = await self.send(self._engines[version.engine], url, path, body)
         except UpstreamError as exc:
             return Answer(version.number, 0, error=exc.message)
-        finally:
-            self._asking[url] -= 1
         seconds = loop.time() - started
         return answer_from_body(version.number, status, data, total_seconds=seconds)
+
+    def model(self, engine: str, name: str | None) -> Model | None:
+        """A model that an engine serves: under a name of its own, its base, or a version's."""
+        if name is not None and (version := self.catalog.versions.get(name)) is not None:
+            found = self._engines.get(version.engine)
+            return Model(found, version.served_name, self._serving(version)) if found else None
+        found = self._engines.get(engine)
+        return Model(found, name or found.base, found.urls) if found else None
+
+    async def send(self, engine: Engine, url: str, path: str, body: bytes) -> tuple[int, bytes]:
+        """The status and body of an answer. Raises UpstreamError where there is none."""
+        headers = [(b"content-type", b"application/json")]
+        if engine.api_key:
+            headers.append((b"authorization", f"Bearer {engine.api_key}".encode()))
+        self._asking[url] += 1
+        try:
+            async with self._pool.request(url, b"POST", path.encode(), headers, body) as response:
+                return response.status, b"".join([piece async for piece in response])
+        finally:
+            self._asking[url] -= 1
+
+    def roomiest(self, urls: Sequence[str]) -> str | None:
+        """The replica with the most room beside its live traffic; None where none has any."""
+        return roomiest(urls, self._waiting, self._asking, self._settings.maximum_waiting)
 
     def _move(self) -> None:
         """The engines have other replicas than before."""
@@ -118,18 +145,9 @@ class Fleet:
         self._view = index(self.catalog, self._engines)
         self._tell()
 
-    def _headers(self, version: Version) -> list[tuple[bytes, bytes]]:
-        headers = [(b"content-type", b"application/json")]
-        if api_key := self._engines[version.engine].api_key:
-            headers.append((b"authorization", f"Bearer {api_key}".encode()))
-        return headers
-
     def _serving(self, version: Version) -> Sequence[str]:
         lane = self._view.lanes.get(version.name)
         return lane.stable.urls if lane else ()
-
-    def _roomiest(self, urls: Sequence[str]) -> str | None:
-        return roomiest(urls, self._waiting, self._asking, self._settings.maximum_waiting)
 
     @property
     def _urls(self) -> list[str]:

@@ -5,7 +5,10 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from gateway.shadow.pairing import Reason
+from rollout.exchanges import Step
 
+# Most steps take microseconds; those that ask an engine, seconds.
+_STEP_SECONDS = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.5, 1, 2.5, 5, 10, 30)
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120)
 
 
@@ -55,6 +58,47 @@ class ShadowMetrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.step_seconds = Histogram(
+            "sluice_shadow_step_seconds",
+            "What each step of the comparing took.",
+            ["step"],
+            buckets=_STEP_SECONDS,
+            registry=self.registry,
+        )
+        self.step_tokens = Counter(
+            "sluice_shadow_step_tokens_total",
+            "Tokens that engines counted for a step of the comparing.",
+            ["step"],
+            registry=self.registry,
+        )
+        self.step_failures = Counter(
+            "sluice_shadow_step_failures_total",
+            "Steps that ask an engine and came to nothing; the pair was counted without them.",
+            ["step", "reason"],
+            registry=self.registry,
+        )
+        self.judgements = Counter(
+            "sluice_shadow_judgements_total",
+            "Verdicts of judges on candidates; inconsistent ones went by the answers' places.",
+            ["verdict"],
+            registry=self.registry,
+        )
+        self.asked_again = Counter(
+            "sluice_shadow_asked_again_total",
+            "Pairs of stable's answer with its own second one, for the noise floor.",
+            ["agreement"],
+            registry=self.registry,
+        )
+        self.replayed = Counter(
+            "sluice_shadow_replayed_total",
+            "Past exchanges that this process put through a version.",
+            registry=self.registry,
+        )
         # A reason that has not happened yet is 0, not missing.
         for reason in get_args(Reason):
             self.dropped.labels(reason)
+
+    def step(self, step: Step) -> None:
+        self.step_seconds.labels(step.name).observe(step.seconds)
+        if step.tokens:
+            self.step_tokens.labels(step.name).inc(step.tokens)

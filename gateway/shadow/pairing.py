@@ -15,7 +15,7 @@ from rollout.state import Rollout
 from rollout.versions import Version
 
 Reason = Literal[
-    "no_trial",  # captured while no version was on trial
+    "no_trial",  # captured while no version was on trial, and kept for replays
     "stale",  # its trial has ended
     "pinned",  # the client asked for a version that is no part of the trial
     "endpoint",  # embeddings and the like have no text to compare
@@ -40,7 +40,7 @@ _DELIVERY: Final = ("stream", "stream_options", "background", "store", "priority
 def other_version(exchange: Exchange, rollout: Rollout | None) -> int | Reason:
     """The version to ask: whichever side of the trial did not answer the client."""
     trial = rollout.trial if rollout else None
-    if exchange.trial is None:
+    if not exchange.trial:
         return "no_trial"
     if rollout is None or trial is None or trial.id != exchange.trial:
         return "stale"
@@ -104,7 +104,7 @@ def case_for(comparison: Comparison, exchange: Exchange, policy: Policy) -> Case
     if comparison.kind == "failure":
         return None
     inclusion = policy.agreement_sample if comparison.agrees else policy.disagreement_sample
-    if _chance("sample", comparison) >= inclusion:
+    if chance("sample", comparison) >= inclusion:
         return None
     return Case(
         id=_case_id(comparison),
@@ -122,6 +122,7 @@ def case_for(comparison: Comparison, exchange: Exchange, policy: Policy) -> Case
         unit=exchange.unit,
         labels_needed=policy.labels_per_case,
         unsure=unsure_of(comparison),
+        judgement=comparison.judgement,
     )
 
 
@@ -132,7 +133,7 @@ def priority_of(comparison: Comparison, captured_at: float) -> float:
     is known of how unsure a pair is. An agreement gets its distance by chance. At 0 it would always come last, and labels of
     disagreements alone say nothing about how often a version is right.
     """
-    distance = _chance("place", comparison) if comparison.agrees else 1.0 - comparison.agreement
+    distance = chance("place", comparison) if comparison.agrees else 1.0 - comparison.agreement
     return interest(distance, unsure_of(comparison)) + captured_at / _SECONDS_PER_HALVING
 
 
@@ -154,6 +155,6 @@ def _case_id(comparison: Comparison) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:24]
 
 
-def _chance(purpose: str, comparison: Comparison) -> float:
+def chance(purpose: str, comparison: Comparison) -> float:
     """A number in [0, 1) that is the same whenever it is asked for."""
     return bucket(f"{purpose}:{comparison.trial}", comparison.request_id)

@@ -2,17 +2,20 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Final, cast
+from typing import Final
 
+from gateway.routing import bucket
+from gateway.shadow.asking import Asker, Slot
+from gateway.shadow.comparing import Referee
 from gateway.shadow.fleet import Fleet
 from gateway.shadow.metrics import ShadowMetrics
-from gateway.shadow.pairing import Reason, case_for, is_engines, other_version, shadow_request
+from gateway.shadow.pairing import Reason, case_for, other_version
 from gateway.shadow.settings import ShadowSettings
-from rollout.agreement import compare_exchange
-from rollout.errors import InvalidInputError, StoreUnavailableError
-from rollout.exchanges import Answer, Exchange
+from rollout.agreement import compare_exchange, compare_twice
+from rollout.errors import StoreUnavailableError
+from rollout.exchanges import Answer, Comparison, Exchange
 from rollout.redaction import Redactor
 from rollout.routes import Route
 from rollout.state import Trial
@@ -22,7 +25,6 @@ from rollout.versions import Version
 log = logging.getLogger(__name__)
 
 _TAKE_SECONDS: Final = 1.0
-_RETRY_SECONDS: Final = 0.5
 # Between two looks for what dead shadows have left, as a share of the time until it counts as left.
 _TAKE_OVER_SHARE: Final = 0.1
 
@@ -49,9 +51,15 @@ class ShadowWorker:
         self._settings = settings
         self._redactor = redactor
         self._consumer = consumer
-        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._asker = Asker(
+            fleet,
+            metrics,
+            concurrency=settings.concurrency,
+            maximum_parked=settings.maximum_parked,
+            priority=settings.priority,
+        )
+        self._referee = Referee(fleet, metrics)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._parked: set[asyncio.Task[None]] = set()
         self._look_for_left_at = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -61,7 +69,7 @@ class ShadowWorker:
             taking = group.create_task(self._take_for_ever(group))
             await stop.wait()
             taking.cancel()
-            for task in self._parked:
+            for task in self._asker.parked:
                 task.cancel()
             if self._tasks:
                 _, late = await asyncio.wait(self._tasks, timeout=self._settings.stop_seconds)
@@ -85,15 +93,15 @@ class ShadowWorker:
                 log.exception("no exchange could be taken; trying again")
                 await asyncio.sleep(_TAKE_SECONDS)
 
-    async def _take(self) -> list[tuple[Taken, "_Slot"]]:
+    async def _take(self) -> list[tuple[Taken, Slot]]:
         """New exchanges, or those of a dead shadow, each with a slot; at most as many as are free."""
         if self._fleet.full:
             self._metrics.pauses.inc()
         while self._fleet.full:
             await self._fleet.change()
-        slots = [await self._slot()]
-        while not self._slots.locked():
-            slots.append(await self._slot())
+        slots = [await self._asker.slot()]
+        while not self._asker.busy:
+            slots.append(await self._asker.slot())
         taken: list[Taken] = []
         try:
             taken = await self._left_by_others(len(slots)) or await self._captures.take(
@@ -117,14 +125,9 @@ class ShadowWorker:
         self._metrics.taken_over.inc(len(taken))
         return taken
 
-    async def _slot(self) -> "_Slot":
-        slot = _Slot(self._slots)
-        await slot.take()
-        return slot
-
     # Handling
 
-    async def _handle(self, taken: Taken, slot: "_Slot") -> None:
+    async def _handle(self, taken: Taken, slot: Slot) -> None:
         try:
             try:
                 await self._settle(taken, slot)
@@ -139,7 +142,7 @@ class ShadowWorker:
         finally:
             slot.release()
 
-    async def _settle(self, taken: Taken, slot: "_Slot") -> None:
+    async def _settle(self, taken: Taken, slot: Slot) -> None:
         exchange = taken.exchange
         pairing = self._pairing(exchange)
         if pairing == "stale":
@@ -148,26 +151,64 @@ class ShadowWorker:
             pairing = self._pairing(exchange)
         if isinstance(pairing, str):
             return await self._drop(taken, pairing)
-        answer = await self._ask(exchange, pairing, slot)
+        until = asyncio.get_running_loop().time() + self._settings.deadline_seconds
+        answer = await self._asker.ask(exchange, pairing.version, pairing.answered, slot, until)
         if isinstance(answer, str):
             return await self._drop(taken, answer)
-        # As the captured one was: two answers that differ in an address alone are no disagreement.
-        redacted = await asyncio.to_thread(self._redactor.answer, answer)
-        comparison = compare_exchange(
-            exchange,
-            redacted,
-            trial=pairing.trial.id,
-            candidate=pairing.trial.candidate,
-            route=pairing.route,
-            clock=perf_counter,
-        )
+        comparison = await self._compare(exchange, answer, pairing, until)
+        floor = await self._floor(exchange, pairing, until)
         policy = pairing.route.policy
         case = case_for(comparison, exchange, policy)
-        settled = await self._captures.settle(taken, comparison, case, policy.maximum_cases)
+        settled = await self._captures.settle(taken, comparison, case, policy.maximum_cases, floor)
         if settled.state == "counted":
             self._metrics.compared.labels(comparison.kind).inc()
             self._metrics.offered.inc(settled.offered)
+            if floor is not None:
+                said = "agree" if floor.agrees else "disagree"
+                self._metrics.asked_again.labels(said).inc()
         return None
+
+    async def _compare(
+        self, exchange: Exchange, answer: Answer, pairing: "_Pairing", until: float
+    ) -> Comparison:
+        # As the captured one was: two answers that differ in an address alone are no disagreement.
+        redacted = await asyncio.to_thread(self._redactor.answer, answer)
+        trial, route = pairing.trial, pairing.route
+        comparison = compare_exchange(
+            exchange,
+            redacted,
+            trial=trial.id,
+            candidate=trial.candidate,
+            route=route,
+            clock=perf_counter,
+        )
+        return await self._referee.complete(comparison, exchange, route, until)
+
+    async def _floor(
+        self, exchange: Exchange, pairing: "_Pairing", until: float
+    ) -> Comparison | None:
+        """Of a sample, stable's answer to the client beside its answer now.
+
+        It is a second opinion on noise, so it is left out where it does not come by itself.
+        """
+        trial, answered = pairing.trial, pairing.answered
+        place = bucket(f"self:{trial.id}", exchange.request_id)
+        if answered.number == trial.candidate or place >= pairing.route.policy.self_sample:
+            return None
+        try:
+            async with asyncio.timeout_at(until):
+                again = await self._asker.ask_once(exchange, answered)
+        except TimeoutError:
+            return None
+        if again is None:
+            return None
+        redacted = await asyncio.to_thread(self._redactor.answer, again)
+        comparison = compare_twice(exchange, redacted, trial=trial.id, route=pairing.route)
+        if pairing.route.semantic is None:
+            return comparison
+        # What makes two versions agree has to make one agree with itself.
+        unjudged = replace(pairing.route, judge=None)
+        return await self._referee.complete(comparison, exchange, unjudged, until)
 
     async def _drop(self, taken: Taken, reason: Reason) -> None:
         settled = await self._captures.settle(taken, None, None, 0)
@@ -188,62 +229,6 @@ class ShadowWorker:
             return "stale"
         return _Pairing(route, trial, version, answered)
 
-    async def _ask(self, exchange: Exchange, pairing: "_Pairing", slot: "_Slot") -> Answer | Reason:
-        """Ask the other version, again where an engine fails, until the deadline."""
-        try:
-            body = shadow_request(exchange, pairing.version, self._settings.priority)
-        except InvalidInputError:
-            return "unaskable"
-        reason: Reason = "deadline"
-        try:
-            async with asyncio.timeout(self._settings.deadline_seconds):
-                while True:
-                    url = self._fleet.replica(pairing.version)
-                    if url is None:
-                        reason = self._fleet.hindrance(pairing.version)
-                        if len(self._parked) >= self._settings.maximum_parked:
-                            return reason
-                        await self._park(slot)
-                        continue
-                    reason = "deadline"
-                    answer = await self._fleet.ask(pairing.version, url, exchange.path, body)
-                    if answer.ok or await self._is_its_own_failure(answer, exchange, pairing, url):
-                        self._metrics.seconds.observe(answer.total_seconds or 0.0)
-                        return answer
-                    reason = "engine_error"
-                    self._metrics.failures.inc()
-                    # The slot stays held: the stream is a better place to wait out a sick engine.
-                    await asyncio.sleep(_RETRY_SECONDS)
-        except TimeoutError:
-            return reason
-
-    async def _is_its_own_failure(
-        self, answer: Answer, exchange: Exchange, pairing: "_Pairing", url: str
-    ) -> bool:
-        """Whether the version that answered the client does so here and now, as it did then.
-
-        An engine that is on its way down fails every request in much the same way as a version
-        that can't be served.
-        """
-        if is_engines(answer):
-            return False
-        body = shadow_request(exchange, pairing.answered, self._settings.priority)
-        control = await self._fleet.ask(pairing.answered, url, exchange.path, body)
-        return control.ok
-
-    async def _park(self, slot: "_Slot") -> None:
-        """Wait for a replica without holding up those who have one."""
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        slot.release()
-        self._parked.add(task)
-        self._metrics.parked.set(len(self._parked))
-        try:
-            await self._fleet.change()
-            await slot.take()
-        finally:
-            self._parked.discard(task)
-            self._metrics.parked.set(len(self._parked))
-
 
 @dataclass(frozen=True, slots=True)
 class _Pairing:
@@ -253,22 +238,3 @@ class _Pairing:
     trial: Trial
     version: Version
     answered: Version
-
-
-class _Slot:
-    """A share of the concurrency. Giving back what is not held does nothing."""
-
-    __slots__ = ("_held", "_slots")
-
-    def __init__(self, slots: asyncio.Semaphore) -> None:
-        self._slots = slots
-        self._held = False
-
-    async def take(self) -> None:
-        await self._slots.acquire()
-        self._held = True
-
-    def release(self) -> None:
-        if self._held:
-            self._held = False
-            self._slots.release()

@@ -4,16 +4,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from rollout.stores.audit import AuditEntry, AuditStore
-from rollout.stores.captures import CaptureStore, Settled, Taken
+from rollout.stores.captures import CaptureStore, Keeping, Settled, Taken
 from rollout.stores.cases import CaseStats, CaseStore
 from rollout.stores.catalog import CatalogStore
 from rollout.stores.credentials import CredentialStore
+from rollout.stores.erasure import Erased, ErasureStore
 from rollout.stores.evidence import EvidenceStore
 from rollout.stores.feedback import FeedbackStore
 from rollout.stores.leases import LeaseStore
 from rollout.stores.link import RedisLink, connect
 from rollout.stores.presence import GatewayPresence, PresenceStore
 from rollout.stores.quotas import QuotaStore
+from rollout.stores.replays import ReplayStore
 from rollout.stores.rollouts import Commit, HistoryEntry, RolloutStore
 from rollout.stores.runs import ReportStore, RunStore
 
@@ -21,8 +23,10 @@ __all__ = [
     "AuditEntry",
     "CaseStats",
     "Commit",
+    "Erased",
     "GatewayPresence",
     "HistoryEntry",
+    "Keeping",
     "Settled",
     "Stores",
     "Taken",
@@ -34,17 +38,19 @@ class Stores:
     """Every store on one connection pool. Each method raises StoreUnavailableError when Redis
     does not answer."""
 
-    def __init__(self, link: RedisLink) -> None:
+    def __init__(self, link: RedisLink, keeping: Keeping | None = None) -> None:
         self._link = link
         self.catalog = CatalogStore(link)
         self.rollouts = RolloutStore(link)
         self.credentials = CredentialStore(link)
         self.presence = PresenceStore(link)
         self.leases = LeaseStore(link)
-        self.captures = CaptureStore(link)
+        self.captures = CaptureStore(link, keeping)
+        self.replays = ReplayStore(link)
         self.evidence = EvidenceStore(link)
         self.quotas = QuotaStore(link)
         self.cases = CaseStore(link)
+        self.erasure = ErasureStore(link, self.cases)
         self.feedback = FeedbackStore(link)
         self.runs = RunStore(link)
         self.reports = ReportStore(link)
@@ -56,7 +62,7 @@ class Stores:
 
 
 @asynccontextmanager
-async def open_stores(url: str) -> AsyncIterator[Stores]:
+async def open_stores(url: str, keeping: Keeping | None = None) -> AsyncIterator[Stores]:
     """Open the stores on a Redis URL; a store that is down is no error until it is used."""
     async with connect(url) as link:
-        yield Stores(link)
+        yield Stores(link, keeping)

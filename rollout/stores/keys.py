@@ -28,9 +28,13 @@ QUOTAS_ACTIVE = f"{_PREFIX}:quotas:active"  # sorted set: key id in use, until w
 # The shadow's.
 CAPTURES = f"{_PREFIX}:captures"  # stream of Exchange
 SHADOW_GROUP = "shadow"  # its consumer group
+CAPTURE_INDEX = f"{_PREFIX}:captures:index"  # sorted set: route|request id by its entry's time (ms)
+REPLAYS = f"{_PREFIX}:replays"  # hash: replay id -> Replay
+REPLAYS_QUEUED = f"{_PREFIX}:replays:queued"  # sorted set: id of each not ended, by asking (ms)
 
 # What callers said of answers.
 FEEDBACK_UNCLAIMED = f"{_PREFIX}:feedback:unclaimed"  # stream of Feedback without a receipt
+FEEDBACK_OF_ANY = f"{_PREFIX}:feedback:*:*"  # pattern: the hashes of all routes and trials
 
 # Cases and labels.
 CASES = f"{_PREFIX}:cases"  # hash: case id -> Case
@@ -86,8 +90,24 @@ def units(route: str, trial: str, kind: str) -> str:
 
 
 def pairs(route: str, trial: str) -> str:
-    """Hash: agree, disagree, failed, wins, losses, ties -> integer."""
+    """Hash: agree, disagree, failed, wins, losses, … -> integer; `floor|…` the same of stable
+    beside itself; `judged|win`, `judged|inconsistent`, … verdicts of the route's judge."""
     return f"{_PREFIX}:pairs:{route}:{trial}"
+
+
+def replay_settled(replay: str) -> str:
+    """Set: entries of captures that the replay is done with."""
+    return f"{_PREFIX}:replay:{replay}:settled"
+
+
+def replay_counts(replay: str) -> str:
+    """Hash: `kind|…`, `skipped|…`, offered -> integer."""
+    return f"{_PREFIX}:replay:{replay}:counts"
+
+
+def replay_differences(replay: str) -> str:
+    """List of Difference."""
+    return f"{_PREFIX}:replay:{replay}:differences"
 
 
 def feedback(route: str, trial: str) -> str:

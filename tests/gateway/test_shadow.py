@@ -86,8 +86,11 @@ class Bed:
         """Wait until there is nothing left to do."""
         await until_empty(self.stores)
 
-    async def update_route(self, *, capture: float = 0.1, **policy: Any) -> None:
-        route = Route("triage", "main", capture=capture, policy=Policy(**policy))
+    async def update_route(
+        self, *, self_sample: float = 0.0, agreement_sample: float = 0.05, **changes: Any
+    ) -> None:
+        policy = Policy(self_sample=self_sample, agreement_sample=agreement_sample)
+        route = Route("triage", "main", policy=policy, **changes)
         await self.stores.rollouts.put_route(route, by="test", at=NOW, base="base")
 
 
@@ -130,7 +133,9 @@ async def made_bed(url: str) -> AsyncIterator[Bed]:
         open_stores(url) as stores,
         StubEngine(adapters={draft.served_name: "/adapters/ab"}, text=answer) as engine,
     ):
-        await stores.rollouts.put_route(Route("triage", "main"), by="test", at=NOW, base="base")
+        # Each asks the engine once, so that what it was asked can be counted.
+        route = Route("triage", "main", policy=Policy(self_sample=0.0))
+        await stores.rollouts.put_route(route, by="test", at=NOW, base="base")
         candidate, trial = await propose(stores, draft)
         made = Bed(url, stores, engine, candidate, trial)
         await made.set_resident(candidate)
@@ -578,7 +583,7 @@ async def test_a_real_stream_agrees_with_a_real_whole_answer_and_an_adapter_does
     )
     assert streamed.ok
     async with open_stores(redis_url) as stores, adapter_on(engine, adapted):
-        route = Route("triage", "main")
+        route = Route("triage", "main", policy=Policy(self_sample=0.0))
         await stores.rollouts.put_route(route, by="test", at=NOW, base=engine.base)
         served = frozenset({engine.base, adapted.served_name})
         await stores.catalog.put_residency([Residency("main", engine.urls[0], True, served)])
