@@ -14,7 +14,8 @@ from gateway.feedback import Receipts
 from gateway.metrics import Bound, Metrics
 from gateway.quota import Ticket
 from gateway.routing import Served, wants_capture
-from gateway.wire import EMBEDDINGS, Usage
+from gateway.shapes import Usage
+from gateway.wire import EMBEDDINGS
 from rollout.errors import SluiceError
 from rollout.exchanges import Arm
 
@@ -84,11 +85,11 @@ class Accounts:
                 bound.inter_token.observe((now - call.first_byte_at) / (call.pieces - 1))
         self._metrics.overhead.observe(call.sent_at - call.started)
         if usage is not None:
-            bound.prompt_tokens.inc(usage.prompt)
-            bound.completion_tokens.inc(usage.completion)
+            bound.prompt_tokens.add(usage.prompt)
+            bound.completion_tokens.add(usage.completion)
         elif attempt.reader is not None:
             # Only the end of a stream says how many there were; a piece is a token or more.
-            bound.completion_tokens.inc(call.pieces)
+            bound.completion_tokens.add(call.pieces)
         if call.ticket is not None:
             _settle(call, call.ticket, attempt, code, usage)
         version = attempt.served.version

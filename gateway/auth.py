@@ -11,12 +11,14 @@ from rollout.errors import AuthenticationError, PermissionDeniedError
 _SCHEME: Final = b"bearer "
 # Where the key brought along by automation was made is not known, nor does it matter.
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+# Headers whose key is remembered, so that it is not hashed again for each request.
+_MOST_KNOWN: Final = 1024
 
 
 class Authenticator:
     """Knows the bootstrap key; every other is in the catalog that comes with each request."""
 
-    __slots__ = ("_bootstrap",)
+    __slots__ = ("_bootstrap", "_keys", "_known")
 
     def __init__(self, bootstrap_secret: str | None) -> None:
         self._bootstrap: Mapping[str, ApiKey] = {}
@@ -24,6 +26,9 @@ class Authenticator:
             digest = digest_secret(bootstrap_secret)
             key = ApiKey("bootstrap", "bootstrap", digest, frozenset({"admin"}), _EPOCH)
             self._bootstrap = {digest: key}
+        # Whom the last headers belong to, as long as the catalog's keys are these.
+        self._keys: Mapping[str, ApiKey] = {}
+        self._known: dict[bytes, ApiKey] = {}
 
     def authenticate(
         self, authorization: bytes | None, keys: Mapping[str, ApiKey], scope: Scope = "infer"
@@ -33,12 +38,23 @@ class Authenticator:
             raise AuthenticationError(
                 "no API key: send it as `Authorization: Bearer KEY`, or set it in the client"
             )
+        if keys is not self._keys:
+            self._keys, self._known = keys, {}
+        key = self._known.get(authorization)
+        if key is None:
+            key = self._find(authorization, keys)
+        if not key.allows(scope):
+            raise PermissionDeniedError(f"this API key lacks the scope `{scope}`")
+        return key
+
+    def _find(self, authorization: bytes, keys: Mapping[str, ApiKey]) -> ApiKey:
         if authorization[:7].lower() != _SCHEME:
             raise AuthenticationError("the API key must be sent as `Authorization: Bearer KEY`")
         digest = hashlib.sha256(authorization[7:].strip()).hexdigest()
         key = keys.get(digest) or self._bootstrap.get(digest)
         if key is None:
             raise AuthenticationError("this API key is not valid, or was revoked")
-        if not key.allows(scope):
-            raise PermissionDeniedError(f"this API key lacks the scope `{scope}`")
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[authorization] = key
         return key

@@ -35,25 +35,37 @@ _INTER_TOKEN: Final = (
 )  # fmt: skip
 _OVERHEAD: Final = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1)
 _LAG_SECONDS: Final = 0.25
+# At a high rate that is many requests, at a low one nobody minds a timer for each.
+_TOLD_AFTER_SECONDS: Final = 0.005
 
 MULTIPROCESS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class Bins:
-    """What a histogram is to be told, counted for a fraction of its cost and told now and then."""
+    """What a histogram is to be told, counted for a fraction of its cost and told soon after.
 
-    __slots__ = ("_bounds", "_counts", "_histogram", "_sum")
+    It puts itself on the list `waiting` when there is something to tell.
+    """
 
-    def __init__(self, histogram: Histogram, bounds: Sequence[float]) -> None:
+    __slots__ = ("_bounds", "_counts", "_histogram", "_sum", "_told", "_waiting")
+
+    def __init__(
+        self, histogram: Histogram, bounds: Sequence[float], waiting: "list[Bins | Sum]"
+    ) -> None:
         self._histogram = histogram
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
+        self._waiting = waiting
+        self._told = True
 
     def observe(self, value: float) -> None:
         # A value on a bound is in the bucket that ends there.
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
+        if self._told:
+            self._told = False
+            self._waiting.append(self)
 
     def flush(self) -> None:
         # Histogram has no call for many values at once: these are what its `observe` increments.
@@ -63,6 +75,28 @@ class Bins:
                 self._histogram._buckets[place].inc(count)
         self._histogram._sum.inc(self._sum)
         self._sum = 0.0
+        self._told = True
+
+
+class Sum:
+    """The same for a counter."""
+
+    __slots__ = ("_count", "_counter", "_waiting")
+
+    def __init__(self, counter: Counter, waiting: "list[Bins | Sum]") -> None:
+        self._counter = counter
+        self._count = 0
+        self._waiting = waiting
+
+    def add(self, count: int) -> None:
+        if count > 0:
+            if self._count == 0:
+                self._waiting.append(self)
+            self._count += count
+
+    def flush(self) -> None:
+        self._counter.inc(self._count)
+        self._count = 0
 
 
 @dataclass(slots=True)
@@ -72,9 +106,9 @@ class Bound:
     duration: Bins
     first_token: Bins
     inter_token: Bins
-    prompt_tokens: Counter
-    completion_tokens: Counter
-    codes: dict[int, Counter]
+    prompt_tokens: Sum
+    completion_tokens: Sum
+    codes: dict[int, Sum]
 
 
 class Metrics:
@@ -135,7 +169,9 @@ class Metrics:
         self._reloads = self._counter(
             "config_reloads_total", "Times that the configuration was read anew.", ("result",)
         )
-        self._binned: list[Bins] = []
+        # What prometheus_client is to be told.
+        self._waiting: list[Bins | Sum] = []
+        self._flush_due = False
         overhead = self._histogram(
             "overhead_seconds", "Time in the gateway before the engine was asked.", _OVERHEAD
         )
@@ -162,18 +198,21 @@ class Metrics:
                 duration=self._bins(self._duration.labels(route, version, arm), _DURATION),
                 first_token=self._bins(self._first_token.labels(route, version, arm), _FIRST_TOKEN),
                 inter_token=self._bins(self._inter_token.labels(route, version, arm), _INTER_TOKEN),
-                prompt_tokens=self._tokens.labels(route, "prompt"),
-                completion_tokens=self._tokens.labels(route, "completion"),
+                prompt_tokens=self._sum(self._tokens.labels(route, "prompt")),
+                completion_tokens=self._sum(self._tokens.labels(route, "completion")),
                 codes={},
             )
         return found
 
     def answered(self, bound: Bound, route: str, version: Version, arm: Arm, code: int) -> None:
-        counter = bound.codes.get(code)
-        if counter is None:
-            counter = self._requests.labels(route, version.name, arm, str(code))
-            bound.codes[code] = counter
-        counter.inc()
+        requests = bound.codes.get(code)
+        if requests is None:
+            requests = self._sum(self._requests.labels(route, version.name, arm, str(code)))
+            bound.codes[code] = requests
+        requests.add(1)
+        if not self._flush_due:
+            self._flush_due = True
+            asyncio.get_running_loop().call_later(_TOLD_AFTER_SECONDS, self.flush)
 
     def refused(self, code: int) -> None:
         """A request that reached no route: no key, no such model, no valid body."""
@@ -244,32 +283,35 @@ class Metrics:
                 self._revision.labels(name).set(lane.revision)
 
     async def watch_lag(self) -> None:
-        """Measure for ever how late the loop is: what blocks it delays every stream. Histograms are
-        told meanwhile what was counted for them."""
+        """Measure for ever how late the loop is: what blocks it delays every stream."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + _LAG_SECONDS
             await asyncio.sleep(_LAG_SECONDS)
             self.lag.set(max(loop.time() - due, 0.0))
-            self.flush()
 
     def flush(self) -> None:
-        """Tell the histograms what was counted for them."""
-        for bins in self._binned:
-            bins.flush()
+        """Tell prometheus_client what was counted for it."""
+        self._flush_due = False
+        for each in self._waiting:
+            each.flush()
+        self._waiting.clear()
 
     async def render(self) -> bytes:
         """The exposition; with several workers it is the sum, dead ones included."""
         self.flush()
         if MULTIPROCESS_VARIABLE not in os.environ:
             return generate_latest(self.registry)
+        # By then the other workers have told what they counted before.
+        await asyncio.sleep(2 * _TOLD_AFTER_SECONDS)
         # It reads a file for each worker and kind, so it is kept off the loop.
         return await asyncio.to_thread(_render_all_workers)
 
     def _bins(self, histogram: Histogram, bounds: Sequence[float]) -> Bins:
-        bins = Bins(histogram, bounds)
-        self._binned.append(bins)
-        return bins
+        return Bins(histogram, bounds, self._waiting)
+
+    def _sum(self, counter: Counter) -> Sum:
+        return Sum(counter, self._waiting)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(f"sluice_{name}", text, labels, registry=self.registry)

@@ -1,7 +1,6 @@
 """The life of one request: read, route, answer, stream, cancel."""
 
 import asyncio
-import itertools
 import math
 import re
 from collections.abc import Awaitable, Iterable
@@ -110,7 +109,8 @@ class Relay:
         self._attempts = attempts
         self._accounts = accounts
         self._shares = shares
-        self._ids = (f"{incarnation[:16]}-{number:x}" for number in itertools.count(1))
+        self._id_prefix = f"{incarnation[:16]}-"
+        self._last_id = 0
         # Kept, because Python 3.11 makes a system call of asking for it.
         self._loop = asyncio.get_running_loop()
         # Set by the gateway when it goes: connections are closed, later nothing new is taken.
@@ -159,7 +159,7 @@ class Relay:
     async def _send_refusal(self, call: Call, error: SluiceError, send: Send) -> None:
         self._accounts.refused(call, error.status)
         limits = () if call.limited is None else self._shares.headers(call.limited)
-        request_id = call.id or next(self._ids)
+        request_id = call.id or self._next_id()
         await send_error(send, error, request_id, close=self.draining, extra=limits)
 
     async def _serve(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
@@ -228,8 +228,12 @@ class Relay:
         if named:
             call.engine_headers = to_engine = _without(to_engine, named)
         if not call.id:
-            call.id = next(self._ids)
+            call.id = self._next_id()
         to_engine.append((b"x-request-id", call.id.encode()))
+
+    def _next_id(self) -> str:
+        self._last_id += 1
+        return f"{self._id_prefix}{self._last_id:x}"
 
     async def _read_body(
         self, receive: Receive, headers: Iterable[tuple[bytes, bytes]]

@@ -5,7 +5,8 @@ from typing import Final
 
 import msgspec
 
-from gateway.wire import Usage
+from gateway import shapes
+from gateway.shapes import Usage
 
 _ENDS: Final = (b"\n\n", b"\r\n\r\n")
 _DONE: Final = b"[DONE]"
@@ -17,23 +18,6 @@ _FAILURES: Final = ("error", "response.failed")
 # An event that is larger than this passes through in pieces, so that no engine can make us hold
 # more of a stream.
 _LARGEST_HELD: Final = 2**20
-
-
-class _Response(msgspec.Struct):
-    usage: Usage | None = None
-
-
-class _Tail(msgspec.Struct):
-    """What the last events of a stream may say, on any of the endpoints."""
-
-    choices: list[msgspec.Raw] | None = None
-    usage: Usage | None = None
-    error: object = None
-    type: str | None = None
-    response: _Response | None = None
-
-
-_tail: Final = msgspec.json.Decoder(_Tail)
 
 
 class StreamReader:
@@ -139,10 +123,10 @@ def event_data(block: bytes) -> bytes:
     return b"\n".join(lines)
 
 
-def _read(data: bytes) -> _Tail | None:
+def _read(data: bytes) -> shapes.Tail | None:
     if not data or data == _DONE:
         return None
     try:
-        return _tail.decode(data)
+        return shapes.tail.decode(data)
     except (msgspec.DecodeError, RecursionError):
         return None

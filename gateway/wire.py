@@ -3,11 +3,13 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 
+from gateway import shapes
 from gateway.errors import PromptPlaceError
+from gateway.shapes import Usage
 from rollout.errors import InvalidInputError
 from rollout.versions import Prompt, Version
 
@@ -45,28 +47,6 @@ _NEXT: Final = re.compile(_SPACE + b"([,}])")
 Span = tuple[int, int]
 
 
-class StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
-
-
-class _Fields(msgspec.Struct):
-    model: str = ""
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    prompt_cache_key: str | None = None
-    safety_identifier: str | None = None
-    user: str | None = None
-
-
-class _Caps(msgspec.Struct):
-    """What bounds an answer, on any of the endpoints; the engine refuses what is no number."""
-
-    max_completion_tokens: object = None
-    max_tokens: object = None
-    max_output_tokens: object = None
-    n: object = None
-
-
 @dataclass(slots=True)
 class Request:
     """A client's body with what routing needs of it.
@@ -82,38 +62,6 @@ class Request:
     wants_usage: bool
     sticky: str | None
     form: bool = False
-
-
-# What an engine says; a counter takes nothing less than nothing.
-_Count = Annotated[int, msgspec.Meta(ge=0)]
-
-
-class Usage(msgspec.Struct):
-    """Tokens, in the words of either API."""
-
-    prompt_tokens: _Count = 0
-    completion_tokens: _Count = 0
-    input_tokens: _Count = 0
-    output_tokens: _Count = 0
-
-    @property
-    def prompt(self) -> int:
-        return self.prompt_tokens or self.input_tokens
-
-    @property
-    def completion(self) -> int:
-        return self.completion_tokens or self.output_tokens
-
-
-class _UsageOnly(msgspec.Struct):
-    usage: Usage | None = None
-
-
-_fields: Final = msgspec.json.Decoder(_Fields)
-_caps: Final = msgspec.json.Decoder(_Caps)
-_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_string: Final = msgspec.json.Decoder(str)
-_usage: Final = msgspec.json.Decoder(_UsageOnly)
 
 
 def read_request(body: bytes) -> Request:
@@ -157,7 +105,7 @@ def splice(request: Request, served: bytes, *, ask_usage: bool = False) -> bytes
     body = request.body
     start, end = request.span
     if request.form:
-        return b"".join((body[:start], _string.decode(served).encode(), body[end:]))
+        return b"".join((body[:start], shapes.string.decode(served).encode(), body[end:]))
     if not ask_usage:
         return b"".join((body[:start], served, body[end:]))
     if b"stream_options" not in body and not _ESCAPED.search(body):
@@ -169,7 +117,7 @@ def splice(request: Request, served: bytes, *, ask_usage: bool = False) -> bytes
         first = body.index(b"{") + 1
         edits.append(((first, first), _ASK_USAGE + b","))
     else:
-        edits.append((span, _with_usage(body[slice(*span)])))
+        edits.append((span, _with_usage(body[span[0] : span[1]])))
     return _apply(body, edits)
 
 
@@ -194,7 +142,8 @@ def read_form(content_type: bytes, body: bytes) -> Request:
         position = end + 2
     if len(spans) != 1:
         raise InvalidInputError("the form needs one field `model`", param="model")
-    model = body[slice(*spans[0])].decode("utf-8", "replace")
+    start, end = spans[0]
+    model = body[start:end].decode("utf-8", "replace")
     return Request(body, model, spans[0], stream=False, wants_usage=False, sticky=None, form=True)
 
 
@@ -215,7 +164,7 @@ def engine_path(path: str) -> str:
 def read_usage(body: bytes) -> Usage | None:
     """The usage of a whole answer, or None where it has none that can be read."""
     try:
-        return _usage.decode(body).usage
+        return shapes.whole.decode(body).usage
     except (msgspec.DecodeError, RecursionError):
         return None
 
@@ -223,7 +172,7 @@ def read_usage(body: bytes) -> Usage | None:
 def read_cap(body: bytes) -> int | None:
     """The most tokens that all answers together may take, where a body that was read before says."""
     try:
-        caps = _caps.decode(body)
+        caps = shapes.caps.decode(body)
     except (msgspec.DecodeError, RecursionError):
         return None
     for cap in (caps.max_completion_tokens, caps.max_tokens, caps.max_output_tokens):
@@ -237,7 +186,7 @@ def member_spans(body: bytes) -> dict[str, Span]:
 
     Raises InvalidInputError where a name occurs twice: two readers could take different ones.
     """
-    members = _members.decode(body)
+    members = shapes.members.decode(body)
     position = body.index(b"{") + 1
     spans: dict[str, Span] = {}
     last = b","
@@ -245,7 +194,7 @@ def member_spans(body: bytes) -> dict[str, Span]:
         member = _MEMBER.match(body, position)
         value = bytes(raw)
         # The decoder keeps one member of each name, so a second one shows as a misfit here.
-        if member is None or _string.decode(member[1]) != name:
+        if member is None or shapes.string.decode(member[1]) != name:
             raise _twice(body)
         start, end = member.end(), member.end() + len(value)
         after = _NEXT.match(body, end)
@@ -258,11 +207,11 @@ def member_spans(body: bytes) -> dict[str, Span]:
     return spans
 
 
-def _decode_fields(body: bytes) -> _Fields:
+def _decode_fields(body: bytes) -> shapes.Fields:
     try:
         if not body.isascii():
             body.decode()
-        return _fields.decode(body)
+        return shapes.fields.decode(body)
     except msgspec.ValidationError as exc:
         raise InvalidInputError(f"the body is not as it should be: {exc}", param=_at(exc)) from exc
     except msgspec.DecodeError as exc:
