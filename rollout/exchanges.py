@@ -118,13 +118,15 @@ class Comparison:
 class Receipt:
     """What a request was answered by: the *assigned* arm of its trial, and the served version.
 
-    `trial` None: no trial was on.
+    `trial` None: no trial was on. `unit` is the client's, empty where it can't come again: then
+    the request's id names all that there is of it.
     """
 
     route: str
     version: int
     arm: Arm
     trial: str | None
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ class Stores:
         self.evidence = EvidenceStore(link)
         self.quotas = QuotaStore(link)
         self.cases = CaseStore(link)
-        self.erasure = ErasureStore(link, self.cases)
+        self.erasure = ErasureStore(link, self.cases, self.captures)
         self.feedback = FeedbackStore(link)
         self.runs = RunStore(link)
         self.reports = ReportStore(link)

@@ -178,6 +178,8 @@ class CaptureStore:
                 await self._link.run_all(
                     [
                         ("ZREM", keys.CAPTURE_INDEX, *places),
+                        # Acknowledged, so that a shadow that holds one can't settle it any more.
+                        ("XACK", keys.CAPTURES, keys.SHADOW_GROUP, *entries),
                         ("XDEL", keys.CAPTURES, *entries),
                     ]
                 )

@@ -20,7 +20,7 @@ _BATCH = 1000
 _TRIES = 5
 _COUNTED_AS: Mapping[Outcome, str] = {"win": "wins", "loss": "losses", "tie": "ties"}
 # Pairs of these kinds were counted when they were compared.
-_DECIDED = frozenset({"failure", "schema"})
+_DECIDED = frozenset({"failure", "schema", "judge"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +226,12 @@ class CaseStore:
             )
         return added
 
-    async def erase(self, case_id: str) -> bool:
-        """Erase a case and its labels for good; False where there is none.
+    async def find_one(self, case_id: str) -> Case | None:
+        text = await self._link.run("HGET", keys.CASES, case_id)
+        return None if text is None else decode(Case, text)
+
+    async def erase(self, case_id: str) -> int | None:
+        """Erase a case for good; how many labels went with it, or None where there is no case.
 
         What it decided stays in the evidence of its trial, which holds numbers alone.
         """
@@ -236,10 +240,10 @@ class CaseStore:
                 [("HGET", keys.CASES, case_id), ("HGET", keys.LABELS, case_id)]
             )
             if text is None:
-                return False
+                return None
             result = await self._erase(decode(Case, text), before or "")
             if result >= 0:
-                return bool(result)
+                return len(_labels(before or "")) if result else None
         raise ConflictError(f"people label case {case_id!r} at this moment: try again")
 
     async def _erase(self, case: Case, before: str) -> int:

@@ -1,7 +1,7 @@
 """What a person is shown, and what follows from what they say."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,13 +14,17 @@ from rollout.cases import (
     Label,
     LabelledCase,
     choice_for,
+    decide,
     gold_text,
+    interest,
     normalise,
     outcome,
     prompt_digest,
     same_text,
+    stratum_of,
+    unsure_of,
 )
-from rollout.exchanges import Answer
+from rollout.exchanges import Answer, Comparison, Judgement
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 QUESTION = ({"role": "user", "content": "Good or bad?"},)
@@ -126,3 +130,115 @@ def test_a_prompt_is_named_by_who_says_it_too() -> None:
     system, user = ({"role": role, "content": "a"} for role in ("system", "user"))
     assert prompt_digest([system]) != prompt_digest([user])
     assert prompt_digest([user, user]) != prompt_digest([user])
+
+
+def said(*choices: Choice) -> list[Label]:
+    """Labels of as many people, a minute after each other."""
+    return [
+        replace(
+            label(choice), labeler=f"labeler-{number}", labelled_at=NOW + timedelta(minutes=number)
+        )
+        for number, choice in enumerate(choices)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("needed", "choices", "state", "asked"),
+    [
+        (1, [], "open", 1),
+        (1, ["first"], "labelled", 1),
+        (2, ["first"], "open", 2),
+        (2, ["first", "first"], "labelled", 2),
+        (2, ["first", "second"], "open", 3),
+        (2, ["first", "second", "second"], "labelled", 3),
+        (2, ["first", "second", "both"], "disputed", 3),
+        (2, ["both", "neither"], "open", 3),
+        (3, ["first", "first"], "open", 3),
+        (3, ["first", "first", "second"], "labelled", 3),
+        (3, ["first", "second", "both"], "open", 4),
+        (3, ["first", "second", "both", "both"], "disputed", 4),
+        (4, ["first", "first", "second", "second"], "open", 5),
+        (4, ["first", "first", "second", "second", "first"], "labelled", 5),
+    ],
+)
+def test_a_majority_decides_and_a_conflict_asks_one_more(
+    needed: int, choices: list[Choice], state: str, asked: int
+) -> None:
+    decision = decide(replace(case(), labels_needed=needed), said(*choices))
+    assert (decision.state, decision.needed) == (state, asked)
+    assert (decision.label is not None) is (state == "labelled")
+    assert (decision.outcome is None) is (state == "open")
+
+
+@given(st.integers(1, 10), st.lists(st.sampled_from(Choice.__args__), max_size=11))  # type: ignore[attr-defined]
+def test_more_people_are_never_asked_than_one_beyond_the_plan(
+    needed: int, choices: list[Choice]
+) -> None:
+    asked = replace(case(), labels_needed=needed)
+    decision = decide(asked, said(*choices))
+    assert needed <= decision.needed or decision.state != "open"
+    if len(choices) > needed:
+        assert decision.state != "open"
+    if decision.label is not None:
+        assert 2 * choices.count(decision.label.choice) > len(choices)
+        assert decision.outcome == outcome(asked, decision.label)
+
+
+def test_what_people_cannot_agree_on_is_a_tie() -> None:
+    decision = decide(replace(case(), labels_needed=2), said("first", "second", "neither"))
+    assert (decision.state, decision.outcome, decision.label) == ("disputed", "tie", None)
+
+
+def test_of_the_majority_the_newest_label_with_a_correction_decides() -> None:
+    one, two, three = said("neither", "neither", "neither")
+    asked = replace(case(), labels_needed=3)
+    assert decide(asked, [one, two, three]).label is three
+    corrected = replace(one, correction="perhaps")
+    assert decide(asked, [corrected, two, three]).label is corrected
+
+
+def test_a_case_is_dated_by_its_last_label() -> None:
+    one, two, three = said("first", "first", "second")
+    shown = LabelledCase(case(), two, (one, three))
+    assert shown.labels == (one, two, three)
+    assert shown.decided_at == three.labelled_at
+
+
+def pair(**fields: Any) -> Comparison:
+    plain = Comparison("r", "triage", "t", Answer(4, 200, "a"), Answer(5, 200, "b"), 0.0, "text")
+    return replace(plain, **fields)
+
+
+def sure(confidence: float) -> Answer:
+    return Answer(4, 200, "a", confidence=confidence)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "expected"),
+    [
+        (pair(), 0.75),
+        (pair(outcome="win"), 0.25),
+        (pair(judgement=Judgement("judge", "win")), 0.5),
+        (pair(judgement=Judgement("judge", "tie", consistent=False)), 1.0),
+        (pair(stable=sure(0.9)), 0.55),
+        (pair(stable=sure(0.9), candidate=sure(0.2)), 0.9),
+        (pair(stable=sure(0.9), judgement=Judgement("judge", "win")), 0.5),
+    ],
+)
+def test_how_unsure_a_pair_is(comparison: Comparison, expected: float) -> None:
+    assert unsure_of(comparison) == pytest.approx(expected)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_interest_grows_with_distance_and_with_doubt(one: float, other: float, by: float) -> None:
+    low, high = sorted((one, other))
+    assert -6 <= interest(low, by) <= interest(high, by) <= 0.1
+    assert interest(low, by) == interest(by, low)
+
+
+def test_strata_part_agreements_from_disagreements_and_near_from_far() -> None:
+    agreeing = replace(case(), agreement=1.0, inclusion=0.05)
+    far, near = replace(case(), unsure=1.0), replace(case(), agreement=0.9)
+    assert stratum_of(agreeing) == "0.05|agrees"
+    assert len({stratum_of(each) for each in (agreeing, far, near)}) == 3
+    assert stratum_of(replace(agreeing, unsure=0.25)) == stratum_of(agreeing)

@@ -63,9 +63,10 @@ def test_the_label_that_a_conflict_asked_for_does_not_count_as_agreement() -> No
 def test_agreement_is_by_the_answer_and_not_by_its_place() -> None:
     names = [f"case-{number}" for number in range(20)]
     shown = [replace(case(name), labels_needed=2) for name in names]
+    choices: list[Choice] = ["first" if each.stable_first else "second" for each in shown]
     for_stable = {
-        tallies.agreement(each, labels(*["first" if each.stable_first else "second"] * 2))  # type: ignore[list-item]
-        for each in shown
+        tallies.agreement(each, labels(choice, choice))
+        for each, choice in zip(shown, choices, strict=True)
     }
     assert for_stable == {"agreement|2,0,0,0"}
 
