@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from rollout.errors import UnservableError
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 _PREFIX = "base_model.model."
+# Of a base's file: what says where its tensors are.
+_LONGEST_HEADER = 100 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +37,22 @@ def check_adapter(
     *,
     max_rank: int | None = None,
     base_name: str | None = None,
+    base_revision: str | None = None,
     base_shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> AdapterInfo:
     """Look at an adapter as the engine will, and at what the engine does not look at.
 
     The engine answers 200 for an adapter that matches no module of the base, and the result is
-    the base under another name. Raises UnservableError that names the field.
+    the base under another name. What is None is not compared, nor is a revision that the adapter
+    does not name. Raises UnservableError that names the field.
     """
     config = _read_config(folder)
-    rank = _check_config(config, max_rank, base_name)
+    rank = _check_config(config, max_rank)
+    _check_base(config, base_name, base_revision)
     pairs, parameters = _read_weights(folder)
     _check_pairs(pairs, rank)
     if base_shapes is not None:
-        _check_shapes(pairs, base_shapes)
+        _check_shapes(pairs, base_shapes, turned=bool(config.get("fan_in_fan_out")))
     return AdapterInfo(
         rank=rank,
         alpha=float(config["lora_alpha"]),
@@ -70,7 +77,40 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _check_config(config: Mapping[str, Any], max_rank: int | None, base_name: str | None) -> int:
+def base_of(folder: Path) -> tuple[str | None, str | None]:
+    """The base that an adapter says it was made for, and the revision of it."""
+    config = _read_config(folder)
+    return config.get("base_model_name_or_path"), config.get("revision")
+
+
+def read_base_shapes(folder: Path) -> Mapping[str, tuple[int, ...]] | None:
+    """The shapes of a base's weights, of the headers of its safetensors files.
+
+    None where they cannot be had there, or do not say what an adapter has to fit: in a quantized
+    base they are those of packed integers.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or config.get("quantization_config"):
+            return None
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            shapes |= _header_shapes(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return shapes or None
+
+
+def _header_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > _LONGEST_HEADER:
+            raise ValueError(f"{path} is no safetensors file")
+        header = json.loads(file.read(length))
+    return {name: tuple(each["shape"]) for name, each in header.items() if name != "__metadata__"}
+
+
+def _check_config(config: Mapping[str, Any], max_rank: int | None) -> int:
     """The largest rank, once nothing in the configuration stands against serving it."""
     kind = config.get("peft_type")
     if kind not in (None, "LORA"):
@@ -96,13 +136,24 @@ def _check_config(config: Mapping[str, Any], max_rank: int | None, base_name: st
     alpha = config.get("lora_alpha")
     if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
         raise UnservableError(f"lora_alpha = {alpha!r}: it must be above 0", param="lora_alpha")
-    if base_name is not None and config.get("base_model_name_or_path") != base_name:
+    return _largest_rank(config, max_rank)
+
+
+def _check_base(
+    config: Mapping[str, Any], base_name: str | None, base_revision: str | None
+) -> None:
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if base_name is not None and name != base_name:
         raise UnservableError(
-            f"base_model_name_or_path = {config.get('base_model_name_or_path')!r}: the engine serves "
-            f"{base_name!r}",
+            f"base_model_name_or_path = {name!r}: the engine serves {base_name!r}",
             param="base_model_name_or_path",
         )
-    return _largest_rank(config, max_rank)
+    if base_revision is not None and revision not in (None, base_revision):
+        raise UnservableError(
+            f"revision = {revision!r}: the engine serves revision {base_revision!r} of the base; train "
+            "the adapter on that",
+            param="revision",
+        )
 
 
 def _largest_rank(config: Mapping[str, Any], max_rank: int | None) -> int:
@@ -197,19 +248,31 @@ def _check_pairs(pairs: Mapping[str, Mapping[str, Shape]], rank: int) -> None:
 
 
 def _check_shapes(
-    pairs: Mapping[str, Mapping[str, Shape]], base_shapes: Mapping[str, Shape]
+    pairs: Mapping[str, Mapping[str, Shape]], base_shapes: Mapping[str, Shape], *, turned: bool
 ) -> None:
+    # A checkpoint may name the way to its layers otherwise than the code that adapts them.
+    by_tail: dict[str, set[Shape]] = {}
+    for name, shape in base_shapes.items():
+        by_tail.setdefault(_tail(name.removesuffix(".weight")), set()).add(shape)
     for module, shapes in pairs.items():
-        wanted = base_shapes.get(f"{module}.weight")
-        if wanted is None:
+        there = base_shapes.get(f"{module}.weight")
+        wanted = by_tail.get(_tail(module), set()) if there is None else {there}
+        if not wanted:
             raise UnservableError(
                 f"{module} is not in the base: the engine would leave it out without a word",
                 param=module,
             )
         fits = (shapes["B"][0], shapes["A"][1])
-        if fits != wanted:
+        if fits not in wanted and not (turned and fits[::-1] in wanted):
+            sizes = " or ".join(str(shape) for shape in sorted(wanted))
             raise UnservableError(
-                f"{module}: the adapter is for a matrix of {fits}, the base's has {wanted}: it was "
+                f"{module}: the adapter is for a matrix of {fits}, the base's has {sizes}: it was "
                 "trained on another base",
                 param=module,
             )
+
+
+def _tail(module: str) -> str:
+    """From the first numbered layer on: `layers.0.mlp.up_proj`; its last word where it has none."""
+    found = re.search(r"[^.]+\.\d+\..+", module)
+    return found[0] if found else module.rpartition(".")[2]

@@ -166,6 +166,10 @@ class ArtifactStore:
             for name in bundle.files:
                 shutil.copyfile(folder / name, draft / name)
                 _sync(draft / name)
+            if describe(draft) != bundle:
+                raise InvalidInputError(
+                    f"{folder} was changed while it was read: try again once nobody writes to it"
+                )
             _write_whole(draft / MANIFEST, _manifest(bundle))
             try:
                 draft.rename(target)

@@ -166,6 +166,7 @@ class Controller:
                 at=self._now(),
                 reason="created from the configuration",
                 base=self._engines[route.engine].base,
+                base_revision=self._engines[route.engine].base_revision,
             )
             if created:
                 log.info("created route %s on engine %s", route.name, route.engine)

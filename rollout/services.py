@@ -90,6 +90,7 @@ def role_environment(plan: Plan, environ: Mapping[str, str]) -> dict[str, str]:
             "api_key": engine.api_key,
             "max_adapters": engine.max_adapters,
             "max_rank": engine.max_rank,
+            "base_revision": engine.base_revision,
         }
         for engine in plan.engines
     ]

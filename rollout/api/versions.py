@@ -25,7 +25,7 @@ class PromptBody(BaseModel):
 
 
 class Body(BaseModel):
-    """`adapter_path` is a directory that the controller and the engines can read."""
+    """`adapter_path` is a directory on the controller's machine, `adapter_url` one elsewhere."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,6 +33,8 @@ class Body(BaseModel):
     prompt: PromptBody | None = None
     sampling: Mapping[str, Any] = Field(default_factory=dict)
     adapter_path: str | None = None
+    adapter_url: str | None = Field(None, max_length=2000)
+    sha256: str | None = None
     note: str = Field("", max_length=2000)
 
 
@@ -61,6 +63,8 @@ async def post_version(control: ControlPlane, caller: Maker, body: Body) -> Vers
         prompt=prompt,
         sampling=body.sampling,
         adapter_path=body.adapter_path,
+        adapter_url=body.adapter_url,
+        sha256=body.sha256,
         note=body.note,
     )
     return await versions.register(control, caller, draft)

@@ -10,6 +10,7 @@ from rich.text import Text
 from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.control.views import VersionView
 from rollout.errors import InvalidInputError
+from rollout.sources import is_url
 
 
 def add(parsers: Subparsers) -> None:
@@ -20,7 +21,12 @@ def add(parsers: Subparsers) -> None:
     show.add_argument("version", metavar="ROUTE@NUMBER")
     register = command(below, "register", _register, "register a version; it takes no traffic yet")
     register.add_argument("route")
-    register.add_argument("--adapter", metavar="DIRECTORY", help="a LoRA adapter as PEFT saves it")
+    register.add_argument(
+        "--adapter", metavar="DIRECTORY|URL", help="where a LoRA adapter is, as PEFT saves it"
+    )
+    register.add_argument(
+        "--sha256", metavar="HEX", help="what adapter_model.safetensors must have, or all of it"
+    )
     register.add_argument(
         "--prompt", metavar="FILE", help="JSON messages, or text for a system one"
     )
@@ -92,10 +98,13 @@ def _details(row: VersionView) -> Table:
 
 def _register(session: Session) -> int:
     options = session.options
-    adapter = str(Path(options.adapter).resolve()) if options.adapter else None
+    remote = options.adapter if options.adapter and is_url(options.adapter) else None
+    local = str(Path(options.adapter).resolve()) if options.adapter and not remote else None
     row = session.client.register(
         options.route,
-        adapter_path=adapter,
+        adapter_path=local,
+        adapter_url=remote,
+        sha256=options.sha256.lower() if options.sha256 else None,
         prompt=_prompt(Path(options.prompt), replace=options.replace_system)
         if options.prompt
         else None,

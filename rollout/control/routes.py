@@ -33,6 +33,7 @@ async def put(control: Control, caller: ApiKey, route: Route, reason: str) -> bo
         at=control.now(),
         reason=reason,
         base=engines[route.engine].base,
+        base_revision=engines[route.engine].base_revision,
     )
 
 
