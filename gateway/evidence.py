@@ -9,7 +9,7 @@ came first counts, however long its answer takes, and nothing that is sent twice
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
 from itertools import islice
 from operator import attrgetter
@@ -33,6 +33,8 @@ _REPORTED_AT_ONCE: Final = 500
 _LEDGER_SECONDS: Final = 86_400.0
 
 TrialArm = Literal["stable", "candidate"]
+# What one request or rating adds, in the order of UnitCounts.
+_Ended = tuple[int, int, int, int, int, int]
 
 
 class Tally:
@@ -88,9 +90,10 @@ class UnitTally:
     def counts(self) -> UnitCounts:
         return UnitCounts(*_unit_row(self))
 
-    def add(self, counts: UnitCounts) -> None:
-        for name in _UNIT_FIELDS:
-            setattr(self, name, getattr(self, name) + getattr(counts, name))
+    def add(self, ended: _Ended) -> None:
+        for name, count in zip(_UNIT_FIELDS, ended, strict=True):
+            if count:
+                setattr(self, name, getattr(self, name) + count)
 
     def subtract(self, counts: UnitCounts) -> None:
         for name in _UNIT_FIELDS:
@@ -103,19 +106,21 @@ class First:
     The same for what may be its first rating, which has ended from the beginning.
     """
 
-    __slots__ = ("_book", "_ended", "_granted", "_tally")
+    __slots__ = ("_ended", "_granted", "_tally", "book", "kind", "unit")
 
-    def __init__(self, book: "Book", tally: UnitTally) -> None:
-        self._book = book
+    def __init__(self, book: "Book", kind: Claimed, unit: str, tally: UnitTally) -> None:
+        self.book = book
+        self.kind = kind
+        self.unit = unit
         self._tally = tally
         self._granted = False
-        self._ended: UnitCounts | None = None
+        self._ended: _Ended | None = None
 
     def end(self, *, failed: bool, slow_first_token: bool, slow_total: bool) -> None:
-        self._end(UnitCounts(1, failed, slow_first_token, slow_total))
+        self._end((1, failed, slow_first_token, slow_total, 0, 0))
 
     def rate(self, *, bad: bool) -> None:
-        self._end(UnitCounts(rated=1, bad=bad))
+        self._end((0, 0, 0, 0, 1, bad))
 
     def grant(self) -> None:
         """Nobody else was first."""
@@ -123,14 +128,14 @@ class First:
         if self._ended is not None:
             self._count(self._ended)
 
-    def _end(self, counts: UnitCounts) -> None:
-        self._ended = counts
+    def _end(self, ended: _Ended) -> None:
+        self._ended = ended
         if self._granted:
-            self._count(counts)
+            self._count(ended)
 
-    def _count(self, counts: UnitCounts) -> None:
-        self._tally.add(counts)
-        self._book.dirty = True
+    def _count(self, ended: _Ended) -> None:
+        self._tally.add(ended)
+        self.book.dirty = True
 
 
 class Cell:
@@ -172,39 +177,50 @@ class Claims:
     def __init__(self, maximum: int) -> None:
         self.maximum = maximum
         self.dropped = 0
-        self.waiting = deque[tuple[Book, Claimed, str, First]]()
+        self.waiting = deque[First]()
 
     def put(self, book: "Book", kind: Claimed, unit: str, tally: UnitTally) -> First | None:
         if len(self.waiting) >= self.maximum:
             self.dropped += 1
             return None
-        first = First(book, tally)
-        self.waiting.append((book, kind, unit, first))
+        first = First(book, kind, unit, tally)
+        self.waiting.append(first)
         return first
 
 
 class Known:
-    """Units that this worker need not ask about again; the older half goes where they are many."""
+    """Units that this worker need not ask about again; the older ones go where they are many."""
 
     def __init__(self, maximum: int) -> None:
         self._half = maximum // 2
-        self._new = set[tuple[Book, str]]()
-        self._old = set[tuple[Book, str]]()
+        self._count = 0
+        # By book, because a set of pairs would be many objects for the garbage collector.
+        self._new: dict[Book, set[str]] = {}
+        self._old: dict[Book, set[str]] = {}
 
     def add(self, book: "Book", unit: str) -> bool:
         """Whether it was not known yet."""
-        place = (book, unit)
-        if place in self._new:
+        units = self._new.get(book)
+        if units is None:
+            units = self._new[book] = set()
+        elif unit in units:
             return False
-        known = place in self._old
-        self._new.add(place)
-        if len(self._new) >= self._half:
-            self._old, self._new = self._new, set()
+        before = self._old.get(book)
+        known = before is not None and unit in before
+        units.add(unit)
+        self._count += 1
+        if self._count >= self._half:
+            self._old, self._new, self._count = self._new, {}, 0
         return not known
 
     def discard(self, book: "Book", unit: str) -> None:
-        self._new.discard((book, unit))
-        self._old.discard((book, unit))
+        for units in (self._new, self._old):
+            units.get(book, set()).discard(unit)
+
+    def forget(self, books: Iterable["Book"]) -> None:
+        for book in books:
+            self._new.pop(book, None)
+            self._old.pop(book, None)
 
 
 class Book:
@@ -312,7 +328,7 @@ class Evidence:
 
     def forget(self, trials_on: Collection[str]) -> None:
         """Let go of trials that have ended and were reported to the end."""
-        waiting = {book for book, *_ in self._claims.waiting}
+        waiting = {first.book for first in self._claims.waiting}
         gone = {
             book
             for trial, book in self._books.items()
@@ -320,6 +336,7 @@ class Evidence:
         }
         for book in gone:
             del self._books[book.trial]
+        self._known.forget(gone)
 
     async def flush(self, store: EvidenceStore) -> None:
         """Claim what waits and report what has changed. Raises StoreUnavailableError; nothing is
@@ -353,14 +370,14 @@ class Evidence:
             asked = list(islice(waiting, _CLAIMED_AT_ONCE))
             groups = _grouped(asked)
             claims = [
-                Claim(book.route, book.trial, kind, [unit for unit, _ in units])
-                for (book, kind), units in groups.items()
+                Claim(book.route, book.trial, kind, [first.unit for first in firsts])
+                for (book, kind), firsts in groups.items()
             ]
             answers = await store.claim(claims)
             for _ in asked:
                 waiting.popleft()
-            for units, news in zip(groups.values(), answers, strict=True):
-                for (_, first), new in zip(units, news, strict=True):
+            for firsts, news in zip(groups.values(), answers, strict=True):
+                for first, new in zip(firsts, news, strict=True):
                     if new:
                         first.grant()
 
@@ -398,10 +415,8 @@ _arm_row: Final = attrgetter(*_ARM_FIELDS)
 _unit_row: Final = attrgetter(*_UNIT_FIELDS)
 
 
-def _grouped(
-    asked: Sequence[tuple[Book, Claimed, str, First]],
-) -> dict[tuple[Book, Claimed], list[tuple[str, First]]]:
-    groups: dict[tuple[Book, Claimed], list[tuple[str, First]]] = {}
-    for book, kind, unit, first in asked:
-        groups.setdefault((book, kind), []).append((unit, first))
+def _grouped(asked: Sequence[First]) -> dict[tuple[Book, Claimed], list[First]]:
+    groups: dict[tuple[Book, Claimed], list[First]] = {}
+    for first in asked:
+        groups.setdefault((first.book, first.kind), []).append(first)
     return groups
