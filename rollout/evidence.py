@@ -93,8 +93,13 @@ class Evidence:
 class Verdict:
     """What a gate says, with the numbers that a person needs to check it.
 
-    `value` is the e-value that decided (or stands highest), `threshold` what it has to reach.
-    `needed` forecasts how many more units a decision takes at the present rates, or None.
+    `value` is the e-value that decided (or stands highest), `threshold` what it has to reach;
+    `values` has those of all sides. `needed` forecasts how many more units a decision takes at the
+    present rates, or None. `units` and `needed` count `counted`.
+
+    `estimate` is what the gate measures: the candidate's rate less stable's, or its share of the
+    wins. It lies between `low` and `high`, however often one looks, and `limit` is the worst that
+    may pass. `details` are numbers beside it, by name. `hold` is whether only a person can go on.
     """
 
     gate: str
@@ -105,6 +110,13 @@ class Verdict:
     reason: str
     needed: int | None = None
     values: Mapping[str, float] = field(default_factory=dict)
+    counted: str = "units"
+    estimate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    limit: float | None = None
+    details: Mapping[str, float] = field(default_factory=dict)
+    hold: bool = False
 
 
 @dataclass(frozen=True, slots=True)
