@@ -19,17 +19,20 @@ from rollout.catalog import Catalog
 from rollout.engines import Residency
 from rollout.evidence import Evidence, Verdict
 from rollout.gates import thresholds
+from rollout.policy import servable_gates
 from rollout.runs import RunEvent, RunState, TrainingRun
 from rollout.state import Rollout
 
 
 @dataclass(frozen=True, slots=True)
 class CaseCounts:
-    """A route's cases by their state, and since when the oldest of the open ones waits."""
+    """A route's cases by their state, since when the oldest of the open ones waits, and how far
+    its labelers agree (None: too few labels to tell)."""
 
     by_state: Mapping[str, int]
     dropped: int = 0
     oldest_at: datetime | None = None
+    alpha: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +177,18 @@ def _gates(seen: Seen) -> Iterator[Metric]:
     }
     labels = ("route", "gate", "side")
     yield _gauge("sluice_gate_evalue", "E-value of the gate's side.", evalues, *labels)
-    limits = {name: thresholds(route.policy) for name, route in seen.catalog.routes.items()}
+    limits = {
+        name: thresholds(route.policy, servable_gates(route.slo, route.schema))
+        for name, route in seen.catalog.routes.items()
+    }
     yield _gauge(
         "sluice_gate_threshold",
         "What that e-value has to reach for a decision.",
-        {key: limits[key[0]].of(key[2]) for key in evalues if key[0] in limits},
+        {
+            (route, gate, side): limits[route][gate].of(side)
+            for route, gate, side in evalues
+            if gate in limits.get(route, {})
+        },
         *labels,
     )
     pairs: dict[tuple[str, ...], float] = {
@@ -219,6 +229,16 @@ def _cases(seen: Seen) -> Iterator[Metric]:
             if counts.oldest_at is None
             else max(0.0, (seen.at - counts.oldest_at).total_seconds())
             for route, counts in seen.cases.items()
+        },
+        "route",
+    )
+    yield _gauge(
+        "sluice_labelers_alpha",
+        "Krippendorff's alpha of the route's labelers: 1 is agreement, 0 is chance.",
+        {
+            (route,): counts.alpha
+            for route, counts in seen.cases.items()
+            if counts.alpha is not None
         },
         "route",
     )
