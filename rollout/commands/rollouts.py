@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -10,21 +12,24 @@ from rich.text import Text
 
 from rollout.client import Confirmation
 from rollout.commands import direct
+from rollout.commands.plans import read_plan
 from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.control.views import Changed, RolloutView, Verb
 from rollout.errors import UnavailableError
 from rollout.evidence import Evidence
-from rollout.state import Event
+from rollout.planner import Standing
+from rollout.state import Event, Rollout
 from rollout.stores import HistoryEntry
 
 _ROLLBACK_SECONDS = 10.0
 _HELP: dict[Verb, str] = {
     "propose": "put a version on trial; it begins in the shadow",
     "canary": "give the candidate so many percent of the traffic",
-    "advance": "take the next of the route's steps; behind the last one, promote",
+    "advance": "approve the plan's next step and enter it; behind the last one, promote",
     "hold": "stop where it is until a person decides",
     "resume": "go on with a held trial",
     "promote": "make the candidate stable",
+    "withdraw": "take a version out of the queue",
     "rollback": "end the trial, or bring the last stable back; returns when all gateways follow",
 }
 
@@ -47,8 +52,18 @@ def add(parsers: Subparsers) -> None:
         run = _roll_back if verb == "rollback" else partial(_change, verb=verb)
         parser = command(below, verb, run, help_text)
         parser.add_argument("route")
-        if verb == "propose":
+        if verb in ("propose", "withdraw"):
             parser.add_argument("version", metavar="VERSION", help="ROUTE@NUMBER, or the number")
+        if verb == "propose":
+            parser.add_argument(
+                "--plan",
+                metavar="FILE",
+                type=Path,
+                help="steps for this trial, as TOML; else those of the route's policy",
+            )
+            parser.add_argument(
+                "--queue", action="store_true", help="wait for its turn where a trial is on"
+            )
         if verb == "canary":
             parser.add_argument("percent", type=float)
         parser.add_argument("--reason", help="why, for the history")
@@ -69,17 +84,24 @@ def add(parsers: Subparsers) -> None:
 
 def _change(session: Session, verb: Verb) -> int:
     options = session.options
-    changed = session.client.change(
-        options.route,
-        verb,
-        reason=session.reason(),
-        version=getattr(options, "version", None),
-        percent=getattr(options, "percent", None),
-        revision=options.revision,
-        force=getattr(options, "force", False),
-        patience=options.wait,
-    )
+    file = getattr(options, "plan", None)
+    plan = None if file is None else read_plan(file)
+    with nullcontext() if plan is None else plan.blamed("plan"):
+        changed = session.client.change(
+            options.route,
+            verb,
+            reason=session.reason(),
+            version=getattr(options, "version", None),
+            percent=getattr(options, "percent", None),
+            revision=options.revision,
+            force=getattr(options, "force", False),
+            plan=None if plan is None else plan.plan,
+            queue=getattr(options, "queue", False),
+            patience=options.wait,
+        )
     session.say(f"{options.route}: {_where(changed)}")
+    if changed.rollout.queued:
+        session.say(f"  then its queue: {_queue(changed.rollout)}")
     if options.wait <= 0:
         return 0
     began = time.monotonic()
@@ -139,6 +161,10 @@ def _confirmed(session: Session, answer: Confirmation, seconds: float) -> int:
     return 0
 
 
+def _queue(rollout: Rollout) -> str:
+    return ", ".join(f"{rollout.route}@{waiting.version}" for waiting in rollout.queued)
+
+
 def _where(changed: Changed) -> str:
     rollout = changed.rollout
     trial = rollout.trial
@@ -177,6 +203,10 @@ def _describe(view: RolloutView) -> RenderableType:
     if trial is not None:
         share = f"{trial.weight:g} % of the traffic"
         lines.append(Text(f"  candidate  {view.candidate}  {trial.stage}, {share}"))
+    if view.standing is not None:
+        lines += _progress(view.standing)
+    if view.queued:
+        lines.append(Text(f"  queued     {', '.join(view.queued)}"))
     lines += [Text(f"  resident   {line}", "yellow") for line in _missing(view)]
     if trial is not None:
         for verdict in view.verdicts:
@@ -186,7 +216,7 @@ def _describe(view: RolloutView) -> RenderableType:
                 .append(f"{verdict.gate} {verdict.outcome}", _COLOURS[verdict.outcome])
                 .append(
                     f"  e-value {verdict.value:.3g} of {verdict.threshold:.3g}, "
-                    f"{verdict.units} units{needed}: {verdict.reason}"
+                    f"{verdict.units} {verdict.counted}{needed}: {verdict.reason}"
                 )
             )
         if view.evidence is not None:
@@ -195,14 +225,35 @@ def _describe(view: RolloutView) -> RenderableType:
     return Group(*lines)
 
 
+def _progress(at: Standing) -> Iterator[Text]:
+    """The steps with the present one, and what has to happen before the next."""
+    line = Text("  plan       ")
+    for place, step in enumerate(at.plan.steps):
+        style = "bold" if place == at.step else "dim"
+        line.append(" > " if place else "", "dim")
+        name = _step_name(step.percent)
+        line.append(f"[{name}]" if place == at.step else name, style)
+    units = f"{at.units} of {at.plan.steps[at.step].minimum_units} units"
+    yield line.append(f"  since {at.entered_at:%Y-%m-%d %H:%M} UTC, {units}")
+    for wait in at.waits:
+        yield Text(f"  waiting    {wait.text}", "yellow")
+    if not at.waits:
+        yield Text(f"  next       {_step_name(at.next_percent)}, within a second", "green")
+
+
+def _step_name(percent: float) -> str:
+    if percent == 0:
+        return "shadow"
+    return "promotion" if percent >= 100 else f"{percent:g} %"
+
+
 def _missing(view: RolloutView) -> Iterator[str]:
     """Which replicas lack a version, and what waits for them."""
     for name, found in view.placements.items():
         if found.everywhere:
             continue
-        if name == view.candidate:
-            yield f"more traffic waits until {name} is resident: {found.reason}"
-        else:
+        # What the candidate waits for stands with its plan.
+        if name != view.candidate:
             yield f"{name} is not everywhere: {found.reason}"
 
 
@@ -242,8 +293,8 @@ def _history_table(rows: list[HistoryEntry]) -> Table:
 
 
 def _what(event: Event, route: str) -> str:
-    if event.kind == "proposed":
-        return f"proposed {route}@{event.version}"
+    if event.kind in ("proposed", "queued", "withdrawn"):
+        return f"{event.kind} {route}@{event.version}"
     if event.kind == "canary":
         return f"canary {event.percent:g} %"
     return event.kind.replace("_", " ")

@@ -1,6 +1,7 @@
 """`sluice route`: the public names."""
 
 import tomllib
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rollout.client import ControlClient
+from rollout.commands.plans import read_plan
 from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.control.views import RouteView
 from rollout.errors import InvalidInputError
@@ -41,6 +43,9 @@ def add(parsers: Subparsers) -> None:
         metavar="KEY=VALUE",
         help="a key of policy, slo, json_rules, semantic or judge, as in policy.alpha=0.01 or "
         'judge.engine="main"; judge=none takes the judge away',
+    )
+    change.add_argument(
+        "--plan", metavar="FILE", type=Path, help="the steps of its rollouts, as TOML"
     )
     change.add_argument("--reason", default="", help="why, for the audit")
 
@@ -97,9 +102,13 @@ def _set(session: Session) -> int:
     body |= {key: value for key, value in given.items() if value is not None}
     for pair in options.set:
         _put(body, pair)
+    plan = None if options.plan is None else read_plan(options.plan)
+    if plan is not None:
+        body["policy"] = body.get("policy", {}) | plan.plan
     if "engine" not in body:
         raise InvalidInputError(f"{options.route} is a new route: say its --engine")
-    view = session.client.put_route(options.route, {**body, "reason": options.reason})
+    with nullcontext() if plan is None else plan.blamed("policy"):
+        view = session.client.put_route(options.route, {**body, "reason": options.reason})
     session.say(f"{view.route.name} is set; {view.route.name}@{view.rollout.stable} is stable")
     return 0
 

@@ -29,7 +29,10 @@ def test_a_rollout_from_proposal_to_the_way_back(sluice: Sluice, api: LiveApi) -
     assert refused.stderr.count("\n") == 1
     api.with_stores(pass_gate)
     status = sluice("rollout", "status", "triage").stdout
-    assert "paired pass" in status
+    assert "pairs pass" in status
+    assert "shadow > 1 % > [10 %] > 50 % > promotion" in status
+    assert "waits for 20 more units" in status
+    assert "waits for approval: sluice rollout advance triage" in status
     assert "e-value 31 of 20" in status
     assert "triage@3 takes all" in sluice("rollout", "promote", "triage").stdout
     back = sluice("rollout", "rollback", "triage", "--reason", "it was wrong")
@@ -40,6 +43,42 @@ def test_a_rollout_from_proposal_to_the_way_back(sluice: Sluice, api: LiveApi) -
     assert history[0]["event"]["kind"] == "rolled_back"
     assert history[0]["event"]["reason"] == "it was wrong"
     assert "rolled back" in sluice("rollout", "history", "triage").stdout
+
+
+def test_a_plan_comes_with_a_proposal_and_is_refused_with_its_line(
+    sluice: Sluice, api: LiveApi, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text('automatic = true\n[[steps]]\npercent = 5\ngates = ["ttft"]\n')
+    refused = sluice("rollout", "propose", "triage", "2", "--plan", str(plan))
+    assert refused.returncode == 1
+    assert f"{plan}, line 4: steps.0.gates: `ttft` could never pass" in refused.stderr
+    plan.write_text("steps = [\n5,\n]\nautomated = true\n")
+    typo = sluice("rollout", "propose", "triage", "2", "--plan", str(plan))
+    assert f"{plan}, line 4: automated: " in typo.stderr
+    plan.write_text("automatic = true\n[[steps]]\npercent = 5\nminimum_units = 77\n")
+    assert sluice("rollout", "propose", "triage", "2", "--plan", str(plan)).returncode == 0
+    assert "[shadow] > 5 % > promotion" in sluice("rollout", "status", "triage").stdout
+    standing = json.loads(sluice("rollout", "status", "triage", "--json").stdout)["standing"]
+    assert standing["plan"]["steps"][1]["minimum_units"] == 77
+    assert [wait["kind"] for wait in standing["waits"]] == ["gate", "soak", "residency"]
+    # The route may have such a file too, and a trial that runs keeps its own.
+    plan.write_text("steps = [30, 20]\n")
+    falling = sluice("route", "set", "triage", "--plan", str(plan))
+    assert f"{plan}, line 1: steps.1: 20 % comes behind 30 %" in falling.stderr
+    plan.write_text("steps = [20, 30]\n")
+    assert sluice("route", "set", "triage", "--plan", str(plan)).returncode == 0
+    assert "[shadow] > 5 % > promotion" in sluice("rollout", "status", "triage").stdout
+
+
+def test_a_second_candidate_waits_for_its_turn_or_is_withdrawn(sluice: Sluice) -> None:
+    assert sluice("rollout", "propose", "triage", "2").returncode == 0
+    refused = sluice("rollout", "propose", "triage", "3")
+    assert "let this one wait for its turn (--queue)" in refused.stderr
+    assert "its queue: triage@3" in sluice("rollout", "propose", "triage", "3", "--queue").stdout
+    assert "queued     triage@3" in sluice("rollout", "status", "triage").stdout
+    assert sluice("rollout", "withdraw", "triage", "3", "--reason", "no").returncode == 0
+    assert "withdrawn triage@3" in sluice("rollout", "history", "triage").stdout
 
 
 def test_rollback_waits_for_the_gateways_and_names_those_that_did_not_follow(
