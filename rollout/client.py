@@ -15,6 +15,7 @@ from rollout.control.views import (
     Changed,
     DatasetView,
     EngineView,
+    ErasureView,
     Imported,
     KeyView,
     NewKey,
@@ -32,6 +33,7 @@ from rollout.errors import (
     UnavailableError,
 )
 from rollout.evidence import Report
+from rollout.replays import Replay, ReplayReport
 from rollout.runs import RunEvent, TrainingRun
 from rollout.stores import AuditEntry, CaseStats, GatewayPresence, HistoryEntry
 
@@ -40,6 +42,8 @@ JSON = Mapping[str, Any]
 
 _POLL_SECONDS = 0.02
 _RETRY_SECONDS = 0.5
+# A million cases are looked through in less.
+_ERASURE_SECONDS = 600.0
 _REGISTER_SECONDS = 3600.0
 # How long a stream of progress may be interrupted by a controller that restarts.
 _RECONNECT_SECONDS = 60.0
@@ -146,6 +150,24 @@ class ControlClient:
                 return Confirmation(len(live) - len(missing), missing)
             time.sleep(_POLL_SECONDS)
 
+    # Replays
+
+    def replay(
+        self, route: str, version: str, *, since_seconds: float = 86_400, limit: int = 1000
+    ) -> Replay:
+        """Ask for past captures of the route to be put through a version."""
+        body = {"version": version, "since_seconds": since_seconds, "limit": limit}
+        return self._send(Replay, "POST", f"/routes/{route}/replays", body)
+
+    def replays(self, route: str) -> list[Replay]:
+        return self._get(list[Replay], f"/routes/{route}/replays")
+
+    def replay_report(self, route: str, replay: str) -> ReplayReport:
+        return self._get(ReplayReport, f"/routes/{route}/replays/{replay}")
+
+    def cancel_replay(self, route: str, replay: str) -> Replay:
+        return self._send(Replay, "POST", f"/routes/{route}/replays/{replay}/cancel", {})
+
     # Versions and engines
 
     def versions(self, route: str | None = None) -> list[VersionView]:
@@ -220,6 +242,28 @@ class ControlClient:
                 yield from response.iter_bytes()
         except httpx2.TransportError as exc:
             raise self._unreachable(exc) from exc
+
+    def erase_cases(
+        self,
+        *,
+        unit: str | None = None,
+        user: str | None = None,
+        request_id: str | None = None,
+        older_than_days: float | None = None,
+        route: str | None = None,
+        reason: str = "",
+    ) -> ErasureView:
+        """By whose they are, or by age; `user` is KEY_ID/STICKY. It looks at all that is kept."""
+        params = _params(
+            unit=unit,
+            user=user,
+            request_id=request_id,
+            older_than_days=older_than_days,
+            route=route,
+            reason=reason,
+        )
+        response = self._request("DELETE", "/cases", params=params, timeout=_ERASURE_SECONDS)
+        return self._read(ErasureView, response)
 
     def import_cases(self, lines: bytes) -> Imported:
         return self._read(Imported, self._request("POST", "/cases/import", content=lines))

@@ -32,6 +32,7 @@ from prometheus_client import CollectorRegistry
 
 from rollout.api.app import create_app
 from rollout.catalog import Catalog
+from rollout.control.erasure import sweep
 from rollout.credentials import ApiKey, digest_secret
 from rollout.discovery import Discovery
 from rollout.engines import Residency, placement
@@ -59,6 +60,7 @@ log = logging.getLogger("rollout.controller")
 _LEASE = "controller"
 _LONGEST_BACKOFF_SECONDS = 10.0
 _OBSERVE_SECONDS = 5.0
+_SWEEP_SECONDS = 3600.0
 # Routes judged at the same time: enough to hide the store's latency, few enough to be kind to it.
 _JUDGED_AT_ONCE = 16
 # Open event streams of the API are cut off after this long, so that a stop is not a hang.
@@ -91,6 +93,7 @@ class Controller:
         self._monotonic = monotonic
         self._holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._leads_until = float("-inf")
+        self._sweeps_at = float("-inf")
         self._prepared = False
         self._catalog = Catalog(revision=-1)
         self._wanted: frozenset[str] = frozenset()
@@ -117,6 +120,7 @@ class Controller:
                 )
                 tasks.create_task(self._forever("judge", self.tick, tick))
                 tasks.create_task(self._forever("observe", self.observe, _OBSERVE_SECONDS))
+                tasks.create_task(self._forever("retention", self.sweep, _OBSERVE_SECONDS))
                 self._look_after(tasks)
                 tasks.create_task(self._discovery.follow(lambda: self._look_after(tasks)))
         finally:
@@ -220,6 +224,16 @@ class Controller:
             )
         )
 
+    async def sweep(self) -> None:
+        """Once an hour erase what the routes' policies keep no longer; only the leader does."""
+        known = self._catalog.revision >= 0
+        if not (self.leading and known) or self._monotonic() < self._sweeps_at:
+            return
+        found = await sweep(self._stores, self._catalog.routes.values(), self._now())
+        self._sweeps_at = self._monotonic() + _SWEEP_SECONDS
+        for route, erased in found.items():
+            log.info("%s: erased %d cases and what went with them", route, erased.cases)
+
     async def keep(self, replica: Replica) -> None:
         """Bring one replica to hold what its engine's routes need; only the leader does."""
         if not self.leading or self._catalog.revision < 0:
@@ -301,9 +315,15 @@ class Controller:
     async def _cases(self) -> Mapping[str, CaseCounts]:
         return {
             row.route: CaseCounts(
-                {"open": row.open, "leased": row.leased, "labelled": row.labelled},
+                {
+                    "open": row.open,
+                    "leased": row.leased,
+                    "labelled": row.labelled,
+                    "disputed": row.disputed,
+                },
                 row.dropped,
                 row.oldest_at,
+                row.agreement.alpha,
             )
             for row in await self._stores.cases.stats()
         }

@@ -1,4 +1,4 @@
-"""Cases: claimed, labelled, released; exported and imported as lines of JSON."""
+"""Cases: claimed, labelled, released, erased; exported and imported as lines of JSON."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -7,10 +7,10 @@ from fastapi import APIRouter, Query, Request, status
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from rollout.api.security import ControlPlane, Labeler, Reader, Trainer
+from rollout.api.security import Admin, ControlPlane, Labeler, Reader, Trainer
 from rollout.cases import CaseState, Choice
-from rollout.control import cases
-from rollout.control.views import CaseView, Imported, Recorded
+from rollout.control import cases, erasure
+from rollout.control.views import CaseView, ErasureView, Imported, Recorded
 from rollout.errors import InvalidInputError
 from rollout.stores import CaseStats
 
@@ -48,6 +48,29 @@ async def get_cases(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[CaseView]:
     return await cases.cases(control, caller, route, state, limit)
+
+
+@router.delete("")
+async def delete_cases(
+    control: ControlPlane,
+    caller: Admin,
+    unit: str | None = None,
+    user: str | None = None,
+    request_id: str | None = None,
+    older_than_days: Annotated[float | None, Query(gt=0)] = None,
+    route: str | None = None,
+    reason: Annotated[str, Query(max_length=1000)] = "",
+) -> ErasureView:
+    """Erase cases, labels, captures and feedback of a client, of a request, or by age."""
+    if older_than_days is None:
+        if route is not None:
+            raise InvalidInputError("a client is on any route: leave `route` out", param="route")
+        return await erasure.erase(
+            control, caller, unit=unit, user=user, request_id=request_id, reason=reason
+        )
+    if unit or user or request_id:
+        raise InvalidInputError("erase by age, or by whose it is, not both: ask twice")
+    return await erasure.erase_older(control, caller, older_than_days, route, reason)
 
 
 @router.get("/stats")

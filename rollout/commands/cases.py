@@ -1,23 +1,25 @@
-"""`sluice cases`: what waits for a person, and what they said."""
+"""`sluice cases`: what waits for a person, what they said, and erasing it."""
 
 import json
 import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from rollout.cases import CaseState
 from rollout.commands.session import Session, Subparsers, command, noun, table
-from rollout.control.views import AnswerView, CaseView
+from rollout.control.views import AnswerView, CaseView, ErasureView
 from rollout.errors import InvalidInputError
 from rollout.stores import CaseStats
+from rollout.tallies import WinRate
 
 
 def add(parsers: Subparsers) -> None:
-    below = noun(parsers, "cases", "list, claim, label, export and import cases")
+    below = noun(parsers, "cases", "list, claim, label, export, import and erase cases")
     listing = command(below, "list", _list, "list cases", reads=True)
     listing.add_argument("route", nargs="?")
     listing.add_argument("--state", choices=CaseState.__args__)  # type: ignore[attr-defined]
@@ -38,8 +40,28 @@ def add(parsers: Subparsers) -> None:
     export.add_argument("--output", "-o", metavar="FILE", type=Path, help="else standard output")
     bring = command(below, "import", _import, "add exported cases; all of them or none")
     bring.add_argument("file", type=Path, help="- is standard input")
-    stats = command(below, "stats", _stats, "count the cases", reads=True)
+    stats = command(
+        below, "stats", _stats, "count the cases; how far labelers agree, and whom they prefer",
+        reads=True,
+    )  # fmt: skip
     stats.add_argument("route", nargs="?")
+    erase = command(
+        below, "erase", _erase, "erase cases, labels, captures and feedback for good", reads=True
+    )
+    whose = erase.add_mutually_exclusive_group(required=True)
+    whose.add_argument(
+        "--user",
+        nargs="+",
+        metavar="KEY_ID/STICKY",
+        help="a client: the id of its key, and its session, user or the like",
+    )
+    whose.add_argument("--unit", nargs="+", help="a client, by the hash that stands in exports")
+    whose.add_argument(
+        "--request", nargs="+", metavar="ID", help="one request, by its x-request-id"
+    )
+    whose.add_argument("--older-than", type=float, metavar="DAYS", help="whatever is older")
+    erase.add_argument("--route", help="with --older-than: of this route only")
+    erase.add_argument("--reason", help="goes into the audit")
 
 
 def _list(session: Session) -> int:
@@ -50,13 +72,14 @@ def _list(session: Session) -> int:
 
 
 def _table(rows: list[CaseView]) -> Table:
-    made = table("CASE", "ROUTE", "STATE", "MADE", "REQUEST")
+    made = table("CASE", "ROUTE", "STATE", "LABELS", "MADE", "REQUEST")
     for row in rows:
         last = str(row.messages[-1].get("content", "")) if row.messages else ""
         made.add_row(
             Text(row.id),
             Text(row.route),
             row.state,
+            f"{row.labels}/{row.needed}",
             f"{row.created_at:%Y-%m-%d %H:%M}",
             Text(last[:80] + ("…" if len(last) > 80 else "")),
         )
@@ -77,7 +100,8 @@ def _claim(session: Session) -> int:
 
 
 def _print_case(session: Session, case: CaseView) -> None:
-    session.out.print(Text(f"{case.id}  {case.route}", style="bold"))
+    labels = f"  label {case.labels + 1} of {case.needed}" if case.needed > 1 else ""
+    session.out.print(Text(f"{case.id}  {case.route}{labels}", style="bold"))
     for message in case.messages:
         content = message.get("content")
         shown = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
@@ -101,7 +125,7 @@ def _label(session: Session) -> int:
         options.case, options.choice, correction=options.correction, comment=options.comment
     )
     if not answer.recorded:
-        session.say(f"{options.case} had a label already, which stays")
+        session.say(f"{options.case} is decided, or has your label already: nothing was changed")
         return 1
     session.say(f"{options.case}: {options.choice}")
     return 0
@@ -158,9 +182,70 @@ def _stats(session: Session) -> int:
 
 
 def _stats_table(rows: list[CaseStats]) -> Table:
-    made = table("ROUTE", "OPEN", "LEASED", "LABELLED", "DROPPED", "OLDEST")
+    made = table(
+        "ROUTE", "OPEN", "LEASED", "LABELLED", "DISPUTED", "DROPPED", "OLDEST", "ALPHA", "PREFERRED"
+    )
     for row in rows:
         oldest = f"{row.oldest_at:%Y-%m-%d %H:%M}" if row.oldest_at else "–"
-        counts = (row.open, row.leased, row.labelled, row.dropped)
-        made.add_row(Text(row.route), *map(str, counts), oldest)
+        counts = (row.open, row.leased, row.labelled, row.disputed, row.dropped)
+        alpha = "–" if row.agreement.alpha is None else f"{row.agreement.alpha:.2f}"
+        rates = "\n".join(
+            f"{trial}: {_rate(rate)}"
+            for trial, rate in sorted(row.win_rates.items(), key=lambda each: _age(each[0]))
+        )
+        made.add_row(Text(row.route), *map(str, counts), oldest, alpha, Text(rates or "–"))
     return made
+
+
+def _rate(rate: WinRate) -> str:
+    """How often people prefer the candidate among all pairs."""
+    return f"{rate.rate:.0%} ({rate.low:.0%} to {rate.high:.0%}, {rate.decided} labelled)"
+
+
+def _age(trial: str) -> tuple[int, str]:
+    """The newest trial first: its id ends in the revision that began it."""
+    revision = trial.rpartition(".")[2]
+    return (-int(revision) if revision.isdecimal() else 0), trial
+
+
+def _erase(session: Session) -> int:
+    options = session.options
+    asked: list[dict[str, Any]]
+    if options.older_than is not None:
+        asked = [{"older_than_days": options.older_than, "route": options.route}]
+    elif options.route is not None:
+        raise InvalidInputError("--route goes with --older-than: a client is on any route")
+    else:
+        name, values = next(
+            (name, values)
+            for name, values in (
+                ("user", options.user),
+                ("unit", options.unit),
+                ("request_id", options.request),
+            )
+            if values
+        )
+        asked = [{name: value} for value in values]
+    found = [session.client.erase_cases(**each, reason=session.reason()) for each in asked]
+    if session.wants_json:
+        session.show(list[ErasureView], found, table)
+        return 0
+    for each in found:
+        _say_erased(session, each)
+    return 0
+
+
+def _say_erased(session: Session, erased: ErasureView) -> None:
+    session.say(
+        f"erased {erased.cases} cases with {erased.labels} labels, {erased.captures} captures, "
+        f"{erased.feedback} pieces of feedback and {erased.differences} differences of replays"
+    )
+    for remnant in erased.remnants:
+        session.say(f"  dataset {remnant.dataset} still holds {remnant.cases} of these cases")
+        for name, values in (
+            ("runs", remnant.runs),
+            ("adapters", remnant.adapters),
+            ("versions", remnant.versions),
+        ):
+            if values:
+                session.say(f"    {name}: {', '.join(values)}")

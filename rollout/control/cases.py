@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from pydantic import ValidationError
 
-from rollout.cases import CaseState, Choice, Label, LabelledCase
+from rollout.cases import Case, CaseState, Choice, Label, LabelledCase, decide
 from rollout.control.access import require_route
 from rollout.control.context import Control
 from rollout.control.views import CaseView, Imported, Recorded, case_view
@@ -21,7 +21,8 @@ async def cases(
     control: Control, caller: ApiKey, route: str | None, state: CaseState | None, limit: int
 ) -> list[CaseView]:
     rows = await control.stores.cases.list(route, state, limit)
-    return [case_view(case, now) for case, now in rows if caller.allows_route(case.route)]
+    shown = [(case, now) for case, now in rows if caller.allows_route(case.route)]
+    return await _views(control, caller, shown)
 
 
 async def claim(
@@ -38,7 +39,7 @@ async def claim(
     claimed = await control.stores.cases.claim(
         caller.name, route=route, count=count, lease_seconds=lease_seconds
     )
-    return [case_view(case, "leased") for case in claimed]
+    return await _views(control, caller, [(case, "leased") for case in claimed])
 
 
 async def next_case(
@@ -57,7 +58,8 @@ async def case(control: Control, caller: ApiKey, case_id: str) -> CaseView:
     found = await control.stores.cases.get(case_id)
     if not caller.allows_route(found.route):
         raise NotFoundError(f"there is no case {case_id!r}")
-    return case_view(found, "leased")
+    (view,) = await _views(control, caller, [(found, "leased")])
+    return view
 
 
 async def label(
@@ -117,6 +119,13 @@ async def bring_in(control: Control, caller: ApiKey, lines: bytes) -> Imported:
     return Imported(added=added, known=len(rows) - added)
 
 
+async def _views(
+    control: Control, caller: ApiKey, rows: Sequence[tuple[Case, CaseState]]
+) -> list[CaseView]:
+    labels = await control.stores.cases.labels([case.id for case, _ in rows])
+    return [case_view(case, state, labels[case.id], caller.name) for case, state in rows]
+
+
 def _row(number: int, line: bytes) -> LabelledCase:
     try:
         row = decode(LabelledCase, line)
@@ -127,9 +136,25 @@ def _row(number: int, line: bytes) -> LabelledCase:
             f"line {number}: {where + ': ' if where else ''}{first['msg']}; nothing was imported",
             param=f"line {number}",
         ) from exc
-    if row.label.case != row.case.id or row.label.route != row.case.route:
+    if problem := _problem(row):
         raise InvalidInputError(
-            f"line {number}: the label is of another case; nothing was imported",
-            param=f"line {number}",
+            f"line {number}: {problem}; nothing was imported", param=f"line {number}"
         )
     return row
+
+
+def _problem(row: LabelledCase) -> str | None:
+    """What a person would have to mend in a line that can be read."""
+    labels = row.labels
+    if any(label.case != row.case.id or label.route != row.case.route for label in labels):
+        return "a label is of another case"
+    if len({label.labeler for label in labels}) < len(labels):
+        return "somebody labelled the case twice"
+    deciding = decide(row.case, labels).label
+    if deciding is None:
+        return (
+            f"its {len(labels)} labels do not decide it: labels_needed is {row.case.labels_needed}"
+        )
+    if deciding != row.label:
+        return f"`label` is not the one that decides, which is that of {deciding.labeler!r}"
+    return None

@@ -1,11 +1,11 @@
 """The bodies that the control API sends and its client reads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from rollout.cases import Case, CaseState
+from rollout.cases import Case, CaseState, Label, decide
 from rollout.credentials import NO_LIMITS, KeyLimits
 from rollout.engines import Placement
 from rollout.evidence import Evidence, Verdict
@@ -100,7 +100,8 @@ class AnswerView:
 
 @dataclass(frozen=True, slots=True)
 class CaseView:
-    """A case as a labeler sees it: nothing tells which version gave which answer."""
+    """A case as a labeler sees it: nothing tells which version gave which answer, or what others
+    said. It has `labels` of the `needed` ones; `mine` tells that the caller's is among them."""
 
     id: str
     route: str
@@ -109,11 +110,14 @@ class CaseView:
     second: AnswerView
     created_at: datetime
     state: CaseState
+    labels: int = 0
+    needed: int = 1
+    mine: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """`recorded` is False where the case had a label already, which then stays."""
+    """`recorded` is False where the case is decided, or has a label of the caller's already."""
 
     recorded: bool
 
@@ -122,6 +126,29 @@ class Recorded:
 class Imported:
     added: int
     known: int
+
+
+@dataclass(frozen=True, slots=True)
+class Remnant:
+    """A dataset that holds erased `cases`, and what was trained on it. It stays as it is."""
+
+    dataset: str
+    cases: int
+    runs: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ErasureView:
+    """How much was erased, and `remnants`: what erasing does not reach."""
+
+    cases: int
+    labels: int
+    captures: int
+    feedback: int
+    differences: int = 0
+    remnants: tuple[Remnant, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +179,9 @@ class NewKey:
     key: KeyView
 
 
-def case_view(case: Case, state: CaseState) -> CaseView:
+def case_view(
+    case: Case, state: CaseState, labels: Sequence[Label] = (), caller: str = ""
+) -> CaseView:
     first, second = case.answers
     return CaseView(
         id=case.id,
@@ -162,6 +191,9 @@ def case_view(case: Case, state: CaseState) -> CaseView:
         second=_answer_view(second),
         created_at=case.created_at,
         state=state,
+        labels=len(labels),
+        needed=decide(case, labels).needed,
+        mine=any(label.labeler == caller for label in labels),
     )
 
 

@@ -1,11 +1,13 @@
 """The control API on a real store, reached as a client reaches it."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx2
 import pytest
 
 from rollout.api.app import create_app
+from rollout.artifacts import ArtifactStore
 from rollout.stores import Stores, open_stores
 from tests.api.house import ADMIN, furnish, settings
 
@@ -18,9 +20,15 @@ async def stores(redis_url: str) -> AsyncIterator[Stores]:
 
 
 @pytest.fixture
-async def api(stores: Stores) -> AsyncIterator[httpx2.AsyncClient]:
+def artifacts(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore((tmp_path / "artifacts").as_uri())
+
+
+@pytest.fixture
+async def api(stores: Stores, tmp_path: Path) -> AsyncIterator[httpx2.AsyncClient]:
     """Speaks as an admin; a test that speaks as somebody else sends its own header."""
-    transport = httpx2.ASGITransport(create_app(stores, settings(), bootstrap_key=ADMIN))
+    here = settings().model_copy(update={"data_dir": tmp_path})
+    transport = httpx2.ASGITransport(create_app(stores, here, bootstrap_key=ADMIN))
     async with httpx2.AsyncClient(
         transport=transport,
         base_url="http://control/api/v1",
