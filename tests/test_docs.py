@@ -227,8 +227,9 @@ def keys_of(kind: Any) -> Iterator[tuple[str, str]]:
                 yield field.alias or name, default_of(field)
     else:
         for each in dataclasses.fields(kind):
-            made = each.default_factory is not dataclasses.MISSING
-            default = each.default_factory() if made else each.default
+            default = each.default
+            if each.default_factory is not dataclasses.MISSING:
+                default = each.default_factory()
             required = default is dataclasses.MISSING
             yield each.name, "required" if required else written_as(default)
 
