@@ -211,8 +211,10 @@ def _read_lines(content: bytes) -> Iterator[Example | Unanswered]:
             return
         try:
             values = msgspec.json.decode(line)
-            answered = isinstance(values, dict) and values.get("gold") is not None
-            yield msgspec.convert(values, Example if answered else Unanswered)
+            if isinstance(values, dict) and values.get("gold") is None:
+                yield msgspec.convert(values, Unanswered)
+            else:
+                yield msgspec.convert(values, Example)
         except (msgspec.MsgspecError, RecursionError, UnicodeError) as exc:
             raise InvalidInputError(f"line {number} is no row of a dataset: {exc}") from exc
 

@@ -156,6 +156,14 @@ class Redactor:
         )
         return Redacted(done, dict(run.counts))
 
+    def value(self, value: T) -> tuple[T, Mapping[str, int]] | None:
+        """A decoded JSON value and how often each kind was found in it; None: it took too long."""
+        run = self._run()
+        try:
+            return run.value(value), dict(run.counts)
+        except RedactionTimeoutError:
+            return None
+
     def _run(self) -> "_Run":
         return _Run(self._rules, self._placeholder, self._has_patterns, _Clock(self._maximum))
 
@@ -215,7 +223,7 @@ class _Run:
         return replace(
             answer,
             text=self.string(answer.text),
-            tool_calls=tuple(self._value(call) for call in answer.tool_calls),
+            tool_calls=tuple(self.value(call) for call in answer.tool_calls),
             error=None if answer.error is None else self.string(answer.error),
         )
 
@@ -256,15 +264,15 @@ class _Run:
                 return text
             text = done
 
-    def _value(self, value: T) -> T:
+    def value(self, value: T) -> T:
         """A decoded JSON value with its strings redacted."""
         done: Any = value
         if isinstance(value, str):
             done = self.string(value)
         elif isinstance(value, Mapping):
-            done = {name: self._value(each) for name, each in value.items()}
+            done = {name: self.value(each) for name, each in value.items()}
         elif isinstance(value, list | tuple):
-            done = [self._value(each) for each in value]
+            done = [self.value(each) for each in value]
         return done  # type: ignore[no-any-return]
 
     def _once(self, text: str) -> str:

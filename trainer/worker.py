@@ -280,13 +280,14 @@ class Worker:
         if hand.run.dataset is not None:
             return load_dataset(self._artifacts.document(hand.run.dataset))
         labelled = await self._stores.cases.labelled(hand.run.route)
-        dataset = await asyncio.to_thread(
+        compiled = await asyncio.to_thread(
             compile_dataset,
             labelled,
             heldout=0.0 if task.suite else task.config.heldout,
             validation=task.config.validation,
             suite_prompts=[row.messages for row in task.suite.rows] if task.suite else (),
         )
+        dataset = compiled.dataset
         await asyncio.to_thread(self._artifacts.put_document, dataset.content)
         await hand.advance(
             "dataset", _describe(dataset, labels=len(labelled)), dataset=dataset.digest

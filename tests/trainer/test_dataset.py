@@ -15,7 +15,7 @@ from trainer.dataset import Dataset, compile_dataset, load, split_of
 
 
 def compiled(*rows: LabelledCase, heldout: float = 0.2) -> Dataset:
-    return compile_dataset(rows, heldout=heldout)
+    return compile_dataset(rows, heldout=heldout).dataset
 
 
 def reasons(dataset: Dataset) -> dict[str, str]:
@@ -34,12 +34,14 @@ def test_a_correction_is_the_right_answer() -> None:
     assert row.gold == "purple"
 
 
-def test_a_label_without_a_right_answer_is_dropped_with_the_reason() -> None:
+def test_a_label_without_a_right_answer_leaves_what_was_refused() -> None:
     case = labelled(1, "red or blue?", "nothing that was answered")
     case = replace(case, label=replace(case.label, choice="neither"))
-    dataset = compiled(case)
-    assert not dataset.rows
-    assert reasons(dataset) == {"c00001": "neither answer was right, and no correction"}
+    dataset = compiled(case, heldout=0)
+    assert (dataset.rows, dataset.dropped) == ((), ())
+    (row,) = dataset.unanswered
+    assert row.rejected == ("nothing that was answered", "something else")
+    assert [each.desirable for each in dataset.unpaired("train")] == [False, False]
 
 
 def test_repeats_are_dropped_and_the_oldest_stays() -> None:
@@ -90,7 +92,7 @@ def test_instructions_that_come_with_every_request_make_no_two_rows_alike() -> N
         )
         for each in sentences(60)
     ]
-    assert len(compile_dataset(rows, heldout=0.2).rows) == 60
+    assert len(compile_dataset(rows, heldout=0.2).dataset.rows) == 60
 
 
 def test_a_contradiction_is_settled_by_a_majority_or_dropped() -> None:
@@ -110,7 +112,7 @@ def test_a_contradiction_is_settled_by_a_majority_or_dropped() -> None:
 def test_what_a_suite_asks_is_never_trained_on() -> None:
     suite = [[{"role": "user", "content": "IS it red today in the whole of the northern sky?"}]]
     rows = [labelled(1, "is it red today in the whole of the northern sky", "yes"), *sentences(9)]
-    dataset = compile_dataset(rows, heldout=0, suite_prompts=suite)
+    dataset = compile_dataset(rows, heldout=0, suite_prompts=suite).dataset
     assert reasons(dataset) == {"c00001": "is in an evaluation suite"}
 
 
@@ -131,15 +133,19 @@ def test_messages_in_parts_are_read_as_text_and_pictures_are_dropped() -> None:
 def test_the_same_labels_in_any_order_are_the_same_dataset() -> None:
     rows = sentences(50)
     assert (
-        compile_dataset(rows, heldout=0.2).digest == compile_dataset(rows[::-1], heldout=0.2).digest
+        compile_dataset(rows, heldout=0.2).dataset.digest
+        == compile_dataset(rows[::-1], heldout=0.2).dataset.digest
     )
 
 
 @given(st.lists(st.integers(0, 200), unique=True, min_size=1), st.integers(1, 100))
 def test_later_labels_never_move_an_earlier_row(numbers: list[int], cut: int) -> None:
     rows = sorted((sentences(201)[number] for number in numbers), key=lambda row: row.case.id)
-    before = compile_dataset(rows[:cut], heldout=0.3, validation=0.1)
-    after = {row.case: row.split for row in compile_dataset(rows, heldout=0.3, validation=0.1).rows}
+    before = compile_dataset(rows[:cut], heldout=0.3, validation=0.1).dataset
+    after = {
+        row.case: row.split
+        for row in compile_dataset(rows, heldout=0.3, validation=0.1).dataset.rows
+    }
     assert all(after[row.case] == row.split for row in before.rows)
 
 
@@ -157,7 +163,7 @@ def test_a_dataset_reads_back_as_it_was_written(text: str, gold: str) -> None:
 
 
 def test_a_broken_line_is_named() -> None:
-    dataset = compile_dataset(sentences(3), heldout=0.2)
+    dataset = compile_dataset(sentences(3), heldout=0.2).dataset
     content = dataset.content + b'{"case": 1}\n'
     with pytest.raises(InvalidInputError, match="line 4"):
         load(content)
@@ -165,7 +171,7 @@ def test_a_broken_line_is_named() -> None:
 
 def test_the_stats_say_what_is_there_and_what_was_dropped() -> None:
     rows = [*sentences(30), labelled(30, sentences(1)[0].case.messages[0]["content"], "warm")]
-    stats = compile_dataset(rows, heldout=0.2).stats
+    stats = compile_dataset(rows, heldout=0.2).dataset.stats
     assert stats["rows"] == 30
     assert sum(stats["splits"].values()) == 30
     assert stats["answers"] == {"warm": 10, "cold": 10, "mild": 10}

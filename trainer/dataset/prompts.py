@@ -1,0 +1,134 @@
+"""What a prompt is: its messages as text, the digest that names it, what tells it from others."""
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from rollout.cases import normalise, prompt_digest
+from rollout.datasets import Message
+
+_ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
+_KEPT: Final = ("tool_call_id", "name", "weight")
+# Words count as an instruction where this share of the prompts, of at least so many, has them.
+_MANY: Final = 0.8
+_FEW: Final = 3
+
+
+def flat(messages: Sequence[Mapping[str, Any]]) -> tuple[Message, ...] | None:
+    """Role, text and tool calls of each message; None where there is something else in one."""
+    done: list[Message] = []
+    for message in messages:
+        role, content = message.get("role"), _text(message.get("content"))
+        calls = message.get("tool_calls")
+        if role not in _ROLES or (content is None and not calls):
+            return None
+        made: dict[str, Any] = {"role": role, "content": content or ""}
+        if calls:
+            made["tool_calls"] = list(calls)
+        made |= {name: message[name] for name in _KEPT if message.get(name) is not None}
+        done.append(made)
+    return tuple(done) or None
+
+
+def _text(content: object) -> str | None:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, Mapping)]
+        texts = [part for part in parts if isinstance(part, str)]
+        return "\n".join(texts) if len(texts) == len(content) else None
+    return None
+
+
+def digest_of(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Equal for prompts that differ in case, white space and the way letters are written only.
+
+    Raises UnicodeEncodeError for text that no file can hold.
+    """
+    plain = [{**each, "content": unified(each["content"])} for each in messages]
+    digest = prompt_digest(plain)
+    calls = [each["tool_calls"] for each in messages if "tool_calls" in each]
+    if not calls and not tools:
+        return digest
+    more = json.dumps([calls, list(tools)], sort_keys=True)
+    return hashlib.sha256(f"{digest}{more}".encode()).hexdigest()
+
+
+def unified(text: str) -> str:
+    """One way to write each letter, as é is one letter or two, and nothing that is not seen."""
+    if text.isascii():
+        return text
+    composed = unicodedata.normalize("NFKC", text)
+    return "".join(letter for letter in composed if unicodedata.category(letter) != "Cf")
+
+
+def answer_key(text: str, calls: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Equal for answers that say the same: case and white space, and the order in JSON, aside."""
+    key = _json_key(text) if text.lstrip()[:1] in ("{", "[") else None
+    key = normalise(unified(text)) if key is None else key
+    return f"{key}\x1f{json.dumps([_function(call) for call in calls])}" if calls else key
+
+
+def _json_key(text: str) -> str | None:
+    try:
+        return normalise(unified(json.dumps(json.loads(text), sort_keys=True)))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _function(call: Mapping[str, Any]) -> Any:
+    # Each call's id is another.
+    function = call.get("function", call)
+    if not isinstance(function, Mapping):
+        return str(function)
+    arguments = function.get("arguments")
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, sort_keys=True)
+    return [function.get("name"), _json_key(text) or text]
+
+
+def whole_text(messages: Sequence[Message]) -> str:
+    return normalise(unified(" ".join(_said(message) for message in messages)))
+
+
+def asked_text(messages: Sequence[Message]) -> str:
+    """What the user says in it, without instructions."""
+    return whole_text([each for each in messages if each["role"] == "user"])
+
+
+def _said(message: Message) -> str:
+    calls = message.get("tool_calls")
+    return f"{message['content']} {json.dumps(calls)}" if calls else str(message["content"])
+
+
+def distinguishing(texts: Sequence[str]) -> list[str]:
+    """What tells texts apart: their words without those that most of them begin or end with.
+
+    Instructions that come with every request would make any two of them look alike.
+    """
+    words = [text.split() for text in texts]
+    rest = [each[cut:] for each, cut in zip(words, _shared_starts(words), strict=True)]
+    ends = _shared_starts([each[::-1] for each in rest])
+    return [" ".join(each[: len(each) - cut]) for each, cut in zip(rest, ends, strict=True)]
+
+
+def _shared_starts(texts: Sequence[Sequence[str]]) -> list[int]:
+    """For each text, how many of its first words are those that most texts begin with."""
+    shared = [0] * len(texts)
+    if len(texts) < _FEW:
+        return shared
+    agreeing = list(range(len(texts)))
+    place = 0
+    while True:
+        words = Counter(texts[index][place] for index in agreeing if len(texts[index]) > place)
+        word, count = words.most_common(1)[0] if words else ("", 0)
+        if count < _MANY * len(texts):
+            return shared
+        agreeing = [
+            index for index in agreeing if len(texts[index]) > place and texts[index][place] == word
+        ]
+        place += 1
+        for index in agreeing:
+            shared[index] = place
