@@ -148,13 +148,15 @@ def changes(before: Iterable[str | None], after: Iterable[str | None]) -> Mappin
 
 
 def read_win_rates(tallies: Mapping[str, int]) -> Mapping[str, WinRate]:
-    """By trial, where any case of it is decided."""
+    """By trial, the newest first, where any case of it is decided."""
     strata: dict[str, dict[str, Counter[str]]] = {}
     for name, count in tallies.items():
         kind, _, rest = name.partition("|")
         if kind not in (_OFFERED, _DECIDED):
             continue
         trial, inclusion, band, *result = rest.split("|")
+        if not trial:  # what asks about labels, and compares no versions
+            continue
         counts = strata.setdefault(trial, {}).setdefault(f"{inclusion}|{band}", Counter())
         counts[result[0] if result else _OFFERED] += count
     rates = {
@@ -163,7 +165,8 @@ def read_win_rates(tallies: Mapping[str, int]) -> Mapping[str, WinRate]:
         )
         for trial, each in strata.items()
     }
-    return {trial: rate for trial, rate in rates.items() if rate is not None}
+    newest = sorted(rates.items(), key=lambda each: _age(each[0]))
+    return {trial: rate for trial, rate in newest if rate is not None}
 
 
 def read_agreement(tallies: Mapping[str, int]) -> Agreement:
@@ -173,6 +176,12 @@ def read_agreement(tallies: Mapping[str, int]) -> Agreement:
         if name.startswith(f"{_AGREEMENT}|")
     }
     return Agreement(krippendorff_alpha(patterns), sum(patterns.values()))
+
+
+def _age(trial: str) -> tuple[int, str]:
+    """The newest first: a trial's id ends in the revision that began it."""
+    revision = trial.rpartition(".")[2]
+    return -int(revision) if revision.isdecimal() else 0, trial
 
 
 def _offered(stratum: Stratum) -> int:

@@ -189,10 +189,7 @@ def _stats_table(rows: list[CaseStats]) -> Table:
         oldest = f"{row.oldest_at:%Y-%m-%d %H:%M}" if row.oldest_at else "–"
         counts = (row.open, row.leased, row.labelled, row.disputed, row.dropped)
         alpha = "–" if row.agreement.alpha is None else f"{row.agreement.alpha:.2f}"
-        rates = "\n".join(
-            f"{trial}: {_rate(rate)}"
-            for trial, rate in sorted(row.win_rates.items(), key=lambda each: _age(each[0]))
-        )
+        rates = "\n".join(f"{trial}: {_rate(rate)}" for trial, rate in row.win_rates.items())
         made.add_row(Text(row.route), *map(str, counts), oldest, alpha, Text(rates or "–"))
     return made
 
@@ -200,12 +197,6 @@ def _stats_table(rows: list[CaseStats]) -> Table:
 def _rate(rate: WinRate) -> str:
     """How often people prefer the candidate among all pairs."""
     return f"{rate.rate:.0%} ({rate.low:.0%} to {rate.high:.0%}, {rate.decided} labelled)"
-
-
-def _age(trial: str) -> tuple[int, str]:
-    """The newest trial first: its id ends in the revision that began it."""
-    revision = trial.rpartition(".")[2]
-    return (-int(revision) if revision.isdecimal() else 0), trial
 
 
 def _erase(session: Session) -> int:

@@ -16,6 +16,7 @@ router = APIRouter(prefix="/label", route_class=PageRoute, include_in_schema=Fal
 
 # A case that was skipped stays away until this many others were skipped after it.
 _SKIPPED_REMEMBERED = 20
+_DISPUTED_SHOWN = 50
 
 
 @router.get("")
@@ -25,6 +26,21 @@ async def get_next(visitor: Here, route: str = "", skipped: str = "") -> Respons
     if route:
         visitor.need_route(route)
     return await _next(visitor, route, _ids(skipped))
+
+
+@router.get("/figures")
+async def get_figures(visitor: Here, route: str = "") -> Response:
+    """How many, how far labelers agree, and whom they prefer."""
+    if route:
+        visitor.need_route(route)
+    return visitor.show(
+        "labels.html",
+        route=route,
+        stats=await cases.stats(visitor.control, visitor.key, route or None),
+        disputed=await cases.cases(
+            visitor.control, visitor.key, route or None, "disputed", _DISPUTED_SHOWN
+        ),
+    )
 
 
 @router.get("/{case}")

@@ -1,6 +1,7 @@
 """A person labels with the mouse and with the keyboard, in a real browser."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from selenium import webdriver
@@ -8,7 +9,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
-from rollout.cases import LabelledCase
+from rollout.cases import Choice, Label, LabelledCase
 from rollout.state import Proposed
 from rollout.stores import Stores
 from tests.api.house import AT, case, offer
@@ -103,7 +104,7 @@ def test_nothing_is_refused_by_the_pages_own_policy(
 ) -> None:
     offered(api, 1)
     log_in(browser, api.url, api.key, "/")
-    for path in ("/", "/routes/triage", "/label", "/runs", "/reports", "/docs"):
+    for path in ("/", "/routes/triage", "/label", "/label/figures", "/runs", "/reports", "/docs"):
         browser.get(f"{api.url}{path}")
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
@@ -115,6 +116,55 @@ def test_what_a_model_says_is_shown_and_never_run(browser: webdriver.Chrome, api
     shows(browser, "c0")
     assert "<b>bold</b>" in browser.find_element(By.CLASS_NAME, "messages").text
     assert browser.title == "Label · Sluice"
+
+
+def said(labeler: str, name: str, choice: Choice) -> Label:
+    return Label(name, "triage", choice, labeler, AT)
+
+
+def test_a_labeler_sees_how_many_were_asked_and_not_what_they_chose(
+    browser: webdriver.Chrome, api: LiveApi
+) -> None:
+    async def prepare(stores: Stores) -> None:
+        asked = [replace(case(f"c{n}", priority=-n), labels_needed=2) for n in range(2)]
+        await offer(stores, *asked)
+        assert await stores.cases.label(said("ann", "c0", "first"))
+
+    api.with_stores(prepare)
+    log_in(browser, api.url, api.key, "/label")
+    shows(browser, "c0")
+    assert browser.find_element(By.ID, "votes").text == "You are person 2 of 2"
+    assert [len(browser.find_elements(By.CLASS_NAME, name)) for name in ("given", "yours")] == [
+        1,
+        1,
+    ]
+    press(browser, "2")
+    shows(browser, "c1")
+    assert browser.find_element(By.ID, "votes").text == "You are person 1 of 2"
+    press(browser, "1")
+    # Both wait for others now: one for a third word, one for a second.
+    until(browser, lambda b: "Nothing is waiting for you" in b.page_source)
+    browser.get(f"{api.url}/label/c0")
+    shows(browser, "c0")
+    assert "you are one of them" in browser.find_element(By.ID, "votes").text
+
+
+def test_the_figures_tell_agreement_preference_and_disputes(
+    browser: webdriver.Chrome, api: LiveApi
+) -> None:
+    async def prepare(stores: Stores) -> None:
+        await offer(stores, *(replace(case(f"c{n}"), labels_needed=2) for n in range(2)))
+        for name, choices in {"c0": ["both", "both"], "c1": ["first", "second", "both"]}.items():
+            for labeler, choice in zip(("ann", "ben", "cyd"), choices, strict=False):
+                assert await stores.cases.label(said(labeler, name, choice))  # type: ignore[arg-type]
+
+    api.with_stores(prepare)
+    log_in(browser, api.url, api.key, "/label/figures")
+    until(browser, lambda b: bool(b.find_elements(By.CLASS_NAME, "interval")))
+    text = browser.find_element(By.ID, "main").text
+    assert "agreement α = 0.40" in text
+    assert "triage@2.2 50 %" in text
+    assert "Disputed: people could not agree" in text
 
 
 def test_an_operator_holds_and_rolls_back(browser: webdriver.Chrome, api: LiveApi) -> None:
