@@ -20,7 +20,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
@@ -42,7 +42,7 @@ from rollout.errors import (
     SluiceError,
     StoreUnavailableError,
 )
-from rollout.evidence import Evidence, Verdict
+from rollout.evidence import Evidence, Report, Verdict
 from rollout.gates import judge
 from rollout.metrics import CaseCounts, ControllerMetrics, Seen
 from rollout.planner import Known, next_event
@@ -65,6 +65,14 @@ _SWEEP_SECONDS = 3600.0
 _JUDGED_AT_ONCE = 16
 # Open event streams of the API are cut off after this long, so that a stop is not a hang.
 _CLOSE_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a trial is judged by."""
+
+    evidence: Evidence
+    report: Report | None
 
 
 class Controller:
@@ -99,6 +107,7 @@ class Controller:
         self._wanted: frozenset[str] = frozenset()
         self._kept: set[str] = set()
         self._put: dict[str, tuple[Verdict, ...]] = {}
+        self._judged: dict[str, tuple[_Found, Route, tuple[Verdict, ...]]] = {}
         self._progress: dict[str, tuple[str, RunEvent]] = {}
         self._discovery = discovery or Discovery(settings.engine_list())
         self._client = client
@@ -154,7 +163,18 @@ class Controller:
         on_trial = [rollout for rollout in rollouts if rollout.trial or rollout.queued]
         trials = {rollout.trial.id for rollout in on_trial if rollout.trial}
         self._put = {trial: put for trial, put in self._put.items() if trial in trials}
-        await _all(self.step, on_trial)
+        self._judged = {trial: it for trial, it in self._judged.items() if trial in trials}
+        seen = await self._look(on_trial)
+        said: dict[tuple[str, str], Sequence[Verdict]] = {}
+
+        async def step(rollout: Rollout) -> None:
+            await self._step(rollout, seen.get(rollout.route), said)
+
+        try:
+            await _all(step, on_trial)
+        finally:
+            await self._stores.evidence.put_verdicts_many(said)
+            self._put.update({trial: tuple(verdicts) for (_, trial), verdicts in said.items()})
 
     async def prepare(self) -> None:
         """Store the bootstrap key and create the routes of the configuration that are missing."""
@@ -175,49 +195,69 @@ class Controller:
             if created:
                 log.info("created route %s on engine %s", route.name, route.engine)
 
-    async def step(self, rollout: Rollout) -> None:
-        """Judge one trial and commit what the evidence calls for, if anything."""
+    async def _look(self, on_trial: Sequence[Rollout]) -> Mapping[str, _Found]:
+        """What is known of all trials, by route: as few questions as can be, for they are many."""
+        judged = [
+            (rollout.route, rollout.trial.id, version.name)
+            for rollout in on_trial
+            if rollout.trial and (version := self._candidate(rollout))
+        ]
+        evidence = await self._stores.evidence.read_many([(r, trial) for r, trial, _ in judged])
+        reports = await self._stores.reports.of_many([name for *_, name in judged])
+        return {
+            route: _Found(each, reports.get(name))
+            for (route, _, name), each in zip(judged, evidence, strict=True)
+        }
+
+    async def _step(
+        self,
+        rollout: Rollout,
+        found: _Found | None,
+        said: dict[tuple[str, str], Sequence[Verdict]],
+    ) -> None:
+        """Judge one trial and commit what the evidence calls for, if anything. Verdicts that are
+        new are put into `said`."""
         route, trial = self._catalog.routes.get(rollout.route), rollout.trial
         if route is None:
             return
         known = None
         if trial is not None:
             version = self._candidate(rollout)
-            if version is None:
+            if version is None or found is None:
                 return
-            known = await self._judge(route, trial, version)
+            verdicts = self._judge(route, trial, found)
+            if self._put.get(trial.id) != verdicts:
+                said[route.name, trial.id] = verdicts
+            places = placement(version, self._catalog.residency.values())
+            known = Known(found.evidence, verdicts, places)
         event = next_event(rollout, known, route.policy, self._now())
         if event is not None:
             await self._commit(rollout, event)
 
-    async def _judge(self, route: Route, trial: Trial, version: Version) -> Known:
-        evidence = await self._stores.evidence.read(route.name, trial.id)
-        report = await self._stores.reports.of(version.name)
+    def _judge(self, route: Route, trial: Trial, found: _Found) -> tuple[Verdict, ...]:
+        """What the gates say, which is what they said before where nothing has changed."""
+        before = self._judged.get(trial.id)
+        if before is not None and before[:2] == (found, route):
+            return before[2]
         asked = servable_gates(route.slo, route.schema)
-        verdicts = judge(evidence, report, route.policy, asked)
-        if self._put.get(trial.id) != verdicts:
-            await self._stores.evidence.put_verdicts(route.name, trial.id, verdicts)
-            self._put[trial.id] = verdicts
-        return Known(evidence, verdicts, placement(version, self._catalog.residency.values()))
+        verdicts = judge(found.evidence, found.report, route.policy, asked)
+        self._judged[trial.id] = found, route, verdicts
+        return verdicts
 
     async def observe(self) -> None:
         """Gather what `/metrics` shows."""
         catalog = await self._stores.catalog.load()
-        verdicts: dict[str, Sequence[Verdict]] = {}
-        evidence: dict[str, Evidence] = {}
-        for rollout in catalog.rollouts.values():
-            if rollout.trial is not None:
-                key = rollout.route, rollout.trial.id
-                verdicts[rollout.route] = await self._stores.evidence.verdicts(*key)
-                evidence[rollout.route] = await self._stores.evidence.read(*key)
+        trials = [(each.route, each.trial.id) for each in catalog.rollouts.values() if each.trial]
+        verdicts = await self._stores.evidence.verdicts_many(trials)
+        evidence = await self._stores.evidence.read_many(trials)
         runs = await self._stores.runs.list()
         under_way = [run.id for run in runs if run.state not in ENDED and run.state != "queued"]
         self._metrics.show(
             Seen(
                 at=self._now(),
                 catalog=catalog,
-                verdicts=verdicts,
-                evidence=evidence,
+                verdicts={route: each for (route, _), each in zip(trials, verdicts, strict=True)},
+                evidence={each.route: each for each in evidence},
                 cases=await self._cases(),
                 runs=runs,
                 progress=await self._read_progress(under_way),

@@ -1,12 +1,13 @@
 """The queue of training runs, their leases and their progress, and the reports they end in."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from time import monotonic
 
 from rollout.errors import LeaseLostError, NotFoundError
 from rollout.evidence import Report
-from rollout.runs import ENDED, RunEvent, TrainingRun
+from rollout.runs import ENDED, RunEvent, RunKind, TrainingRun
 from rollout.stores import keys
 from rollout.stores.codec import decode, encode, milliseconds
 from rollout.stores.link import BLOCK_SECONDS, RedisLink
@@ -22,18 +23,20 @@ class RunStore:
         await self._link.run_all(
             [
                 ("HSET", keys.RUNS, run.id, encode(run)),
-                ("ZADD", keys.RUNS_QUEUED, milliseconds(run.created_at), run.id),
+                ("ZADD", keys.runs_queued(run.kind), milliseconds(run.created_at), run.id),
             ]
         )
 
-    async def take(self, worker: str, lease_seconds: float) -> TrainingRun | None:
-        """Lease the oldest run that waits, or one whose trainer went silent."""
+    async def take(
+        self, worker: str, lease_seconds: float, kind: RunKind = "train"
+    ) -> TrainingRun | None:
+        """Lease the oldest run of the kind that waits, or one whose trainer went silent."""
         taken = await self._link.script(
             "take_run",
             [
                 keys.RUNS,
-                keys.RUNS_QUEUED,
-                keys.RUNS_LEASED,
+                keys.runs_queued(kind),
+                keys.runs_leased(kind),
                 keys.RUN_FENCES,
                 keys.RUN_FENCE,
                 keys.RUN_WORKERS,
@@ -53,7 +56,7 @@ class RunStore:
         """
         answer = await self._link.script(
             "renew_run",
-            [keys.RUNS, keys.RUNS_LEASED, keys.RUN_FENCES, keys.RUNS_CANCELLED],
+            [keys.RUNS, keys.runs_leased(run.kind), keys.RUN_FENCES, keys.RUNS_CANCELLED],
             [run.id, run.fence, int(lease_seconds * 1000)],
         )
         if not answer:
@@ -69,7 +72,12 @@ class RunStore:
         lease = "end" if run.state in ENDED else "queue" if run.state == "queued" else "keep"
         stored = await self._link.script(
             "update_run",
-            [keys.RUNS, keys.RUNS_QUEUED, keys.RUNS_LEASED, keys.RUN_FENCES],
+            [
+                keys.RUNS,
+                keys.runs_queued(run.kind),
+                keys.runs_leased(run.kind),
+                keys.RUN_FENCES,
+            ],
             [
                 run.id,
                 run.fence,
@@ -126,7 +134,7 @@ class RunStore:
         )
         await self._link.script(
             "cancel_run",
-            [keys.RUNS, keys.RUNS_QUEUED, keys.RUNS_CANCELLED],
+            [keys.RUNS, keys.runs_queued(run.kind), keys.RUNS_CANCELLED],
             [run_id, encode(cancelled)],
         )
 
@@ -146,8 +154,22 @@ class ReportStore:
 
     async def of(self, version_name: str) -> Report | None:
         """The newest report on a version, or None where it was never evaluated."""
-        report_id = await self._link.run("HGET", keys.LATEST_REPORTS, version_name)
-        return None if report_id is None else await self.get(report_id)
+        return (await self.of_many([version_name])).get(version_name)
+
+    async def of_many(self, version_names: Sequence[str]) -> dict[str, Report]:
+        """The newest report on each of the versions that were evaluated."""
+        if not version_names:
+            return {}
+        latest = await self._link.run("HMGET", keys.LATEST_REPORTS, *version_names)
+        ids = {
+            name: report_id
+            for name, report_id in zip(version_names, latest, strict=True)
+            if report_id
+        }
+        if not ids:
+            return {}
+        texts = await self._link.run("HMGET", keys.REPORTS, *ids.values())
+        return {name: decode(Report, text) for name, text in zip(ids, texts, strict=True) if text}
 
     async def get(self, report_id: str) -> Report:
         text = await self._link.run("HGET", keys.REPORTS, report_id)
