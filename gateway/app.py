@@ -45,7 +45,7 @@ from rollout.discovery import Discovery, Lookup, look_up
 from rollout.errors import SluiceError
 from rollout.redaction import Redactor
 from rollout.settings import Settings, bootstrap_key, check_section
-from rollout.stores import GatewayPresence, Stores, open_stores
+from rollout.stores import GatewayPresence, Keeping, Stores, open_stores
 
 _log = logging.getLogger(__name__)
 _OBSERVE_SECONDS: Final = 0.5
@@ -209,8 +209,10 @@ class Gateway:
 
         await discovery.refresh()
         moved()
+        store = self._settings.store
+        keeping = Keeping(store.captures, store.captures_hours)
         async with (
-            open_stores(self._store_url) as stores,
+            open_stores(self._store_url, keeping) as stores,
             UpstreamPool(own.upstream) as pool,
             ControllerDoor(controller_url(own, self._settings.controller), own) as controller,
         ):

@@ -16,13 +16,14 @@ from prometheus_client import start_http_server
 from gateway.settings import GatewaySettings
 from gateway.shadow.fleet import Fleet, pool_limits
 from gateway.shadow.metrics import ShadowMetrics
+from gateway.shadow.replaying import Replayer
 from gateway.shadow.settings import ShadowSettings
 from gateway.shadow.worker import ShadowWorker
 from gateway.upstream import UpstreamPool
 from rollout.errors import ConfigError
 from rollout.redaction import Redactor
 from rollout.settings import Settings, check_section, load_settings
-from rollout.stores import open_stores
+from rollout.stores import Keeping, open_stores
 
 log = logging.getLogger("gateway.shadow")
 
@@ -48,17 +49,24 @@ async def run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    keeping = Keeping(settings.store.captures, settings.store.captures_hours)
     async with (
-        open_stores(settings.store_url) as stores,
+        open_stores(settings.store_url, keeping) as stores,
         UpstreamPool(pool_limits(section)) as pool,
     ):
         fleet = Fleet(stores.catalog, settings.engine_list(), pool, section)
         consumer = f"{socket.gethostname()}-{os.getpid()}"
         redactor = Redactor(**dict(own.capture.redaction))
         worker = ShadowWorker(stores.captures, fleet, metrics, section, redactor, consumer)
+        replayer = Replayer(
+            stores, fleet, metrics, section, redactor, consumer, lambda: worker.busy
+        )
         with _exposed(metrics, section):
             log.info("the shadow takes exchanges as %s", consumer)
-            await worker.run(stop)
+            async with asyncio.TaskGroup() as group:
+                replaying = group.create_task(replayer.run())
+                await worker.run(stop)
+                replaying.cancel()
     log.info("the shadow has stopped")
 
 

@@ -44,15 +44,22 @@ def other_version(exchange: Exchange, rollout: Rollout | None) -> int | Reason:
         return "no_trial"
     if rollout is None or trial is None or trial.id != exchange.trial:
         return "stale"
-    if exchange.path not in COMPARABLE:
-        return "endpoint"
-    if not exchange.answer.ok:
-        # Whoever answers it later, when the engine is well again, would win by that alone. How
-        # often each arm fails is counted where it fails.
-        return "client_error" if 400 <= exchange.answer.status < 500 else "engine_error"
+    if reason := unpairable(exchange):
+        return reason
     if exchange.answer.version == rollout.stable:
         return trial.candidate
     return rollout.stable if exchange.answer.version == trial.candidate else "pinned"
+
+
+def unpairable(exchange: Exchange) -> Reason | None:
+    """Why no other answer says anything about this one; None where it does."""
+    if exchange.path not in COMPARABLE:
+        return "endpoint"
+    if exchange.answer.ok:
+        return None
+    # Whoever answers it later, when the engine is well again, would win by that alone. How often
+    # each arm fails is counted where it fails.
+    return "client_error" if 400 <= exchange.answer.status < 500 else "engine_error"
 
 
 def is_engines(answer: Answer) -> bool:

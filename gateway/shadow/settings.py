@@ -13,6 +13,8 @@ class ShadowSettings(Section):
     maximum_waiting: requests in a replica's own queue above which it gets none from the shadow.
     take_over_seconds: an exchange that another shadow has held for so long is taken from it.
     stop_seconds: how long a shadow that was told to stop may finish what it has asked.
+    replay_concurrency: requests of a replay that are with the engines at a time.
+    replay_wait_seconds: how long a replay waits for room, or for its version to be loaded.
     priority: sent with each request, where engines run with `--scheduling-policy priority`
         (a larger number is served later); others refuse it, so it is not sent by default.
     metrics_port: 0 opens none.
@@ -25,6 +27,8 @@ class ShadowSettings(Section):
     poll_seconds: float = Field(1.0, gt=0)
     take_over_seconds: float = Field(180.0, gt=0)
     stop_seconds: float = Field(10.0, ge=0)
+    replay_concurrency: int = Field(2, ge=1)
+    replay_wait_seconds: float = Field(900.0, gt=0)
     priority: int | None = None
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(0, ge=0, le=65535)

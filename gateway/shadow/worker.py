@@ -25,6 +25,7 @@ from rollout.versions import Version
 log = logging.getLogger(__name__)
 
 _TAKE_SECONDS: Final = 1.0
+_TRIM_SECONDS: Final = 60.0
 # Between two looks for what dead shadows have left, as a share of the time until it counts as left.
 _TAKE_OVER_SHARE: Final = 0.1
 
@@ -62,11 +63,17 @@ class ShadowWorker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._look_for_left_at = 0.0
 
+    @property
+    def busy(self) -> bool:
+        """Whether it asks for as many exchanges as it may at once."""
+        return self._asker.busy
+
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then finish what is being asked, within `stop_seconds`."""
         async with asyncio.TaskGroup() as group:
             following = group.create_task(self._fleet.follow())
             taking = group.create_task(self._take_for_ever(group))
+            trimming = group.create_task(self._trim_for_ever())
             await stop.wait()
             taking.cancel()
             for task in self._asker.parked:
@@ -76,6 +83,18 @@ class ShadowWorker:
                 for task in late:
                     task.cancel()
             following.cancel()
+            trimming.cancel()
+
+    async def _trim_for_ever(self) -> None:
+        """Gateways trim what they append to; where nothing comes, this does."""
+        while True:
+            try:
+                await self._captures.trim()
+            except StoreUnavailableError as exc:
+                log.warning("%s; old captures are let go of later", exc)
+            except Exception:
+                log.exception("old captures could not be let go of")
+            await asyncio.sleep(_TRIM_SECONDS)
 
     # Taking
 

@@ -14,6 +14,7 @@ from rollout.api import (
     engines,
     health,
     keys,
+    replays,
     reports,
     rollouts,
     routes,
@@ -60,7 +61,18 @@ def create_app(
     app.state.registry = registry
     add_error_handlers(app)
     app.include_router(health.router)
-    for resource in (routes, rollouts, versions, engines, cases, runs, datasets, reports, keys):
+    for resource in (
+        routes,
+        rollouts,
+        replays,
+        versions,
+        engines,
+        cases,
+        runs,
+        datasets,
+        reports,
+        keys,
+    ):
         app.include_router(resource.router, prefix=_PREFIX)
     add_console(app)
     app.add_middleware(BodyLimit, unlimited=frozenset({f"{_PREFIX}/cases/import"}))

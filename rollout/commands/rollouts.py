@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rollout.client import Confirmation
-from rollout.commands import direct
+from rollout.commands import direct, replays
 from rollout.commands.plans import read_plan
 from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.control.views import Changed, RolloutView, Verb
@@ -77,6 +77,7 @@ def add(parsers: Subparsers) -> None:
             default=_ROLLBACK_SECONDS if verb == "rollback" else 0.0,
             help="wait so long for the engines to serve it and the gateways to follow",
         )
+    replays.add(below)
     history = command(below, "history", _history, "list what happened and why", reads=True)
     history.add_argument("route")
     history.add_argument("--limit", type=int, default=30)

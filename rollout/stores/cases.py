@@ -19,8 +19,8 @@ _BATCH = 1000
 # How often a label is tried anew because somebody else labelled the case at the same moment.
 _TRIES = 5
 _COUNTED_AS: Mapping[Outcome, str] = {"win": "wins", "loss": "losses", "tie": "ties"}
-# Pairs of these kinds were counted when they were compared.
-_DECIDED = frozenset({"failure", "schema", "judge"})
+# Pairs of these kinds were counted when they were compared, or belong to no trial.
+_DECIDED = frozenset({"failure", "schema", "judge", "contradiction"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,31 @@ class CaseStore:
                 ],
             )
         )
+
+    async def offer(self, case: Case, maximum_cases: int) -> bool:
+        """Put a case before people that no exchange brought. False where it is or was there
+        already, or the queue is full, which is counted."""
+        offered = await self._link.script(
+            "offer_case",
+            [
+                keys.CASES,
+                keys.cases_open(case.route),
+                keys.cases_waiting(case.route),
+                keys.cases_created(case.route),
+                keys.CASES_DROPPED,
+                keys.case_tallies(case.route),
+            ],
+            [
+                case.id,
+                encode(case),
+                case.priority,
+                milliseconds(case.created_at),
+                case.route,
+                maximum_cases,
+                tallies.offered(case),
+            ],
+        )
+        return bool(offered)
 
     async def release(self, case_id: str, labeler: str) -> None:
         """Give a claimed case back; raises ConflictError where `labeler` does not hold it."""

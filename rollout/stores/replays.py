@@ -137,7 +137,7 @@ class ReplayStore:
             self._link,
             guard,
             {
-                counts: {f"kind|{comparison.kind}": 1} | ({"offered": 1} if case else {}),
+                counts: {f"kind|{comparison.kind}": 1},
                 keys.pairs(replay.route, replay.id): pair_counts(comparison),
             },
             offer,
@@ -147,6 +147,9 @@ class ReplayStore:
                 MAXIMUM_DIFFERENCES,
             ),
         )
+        if offered:
+            # For show alone, so it need not be part of the step.
+            await self._link.run("HINCRBY", counts, "offered", 1)
         return Settled("counted" if done else "already", offered=offered)
 
     async def _text(self, replay_id: str) -> str:

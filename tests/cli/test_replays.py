@@ -1,0 +1,40 @@
+"""`sluice rollout replay` and `replays`, against a real control API."""
+
+import json
+from datetime import UTC, datetime
+
+from rollout.replays import Replay
+from rollout.stores import Stores
+from tests.api.live import LiveApi
+from tests.cli.conftest import Sluice
+
+
+def test_a_replay_is_asked_for_looked_at_and_ended(sluice: Sluice) -> None:
+    asked = sluice("rollout", "replay", "triage", "2", "--since", "90m", "--no-wait")
+    assert asked.returncode == 0
+    replay = asked.stdout.split()[0]
+    assert "queued" in sluice("rollout", "replays", "triage").stdout
+    shown = json.loads(sluice("rollout", "replays", "triage", "--id", replay, "--json").stdout)
+    assert shown["replay"]["version"] == 2
+    assert "compared  0" in sluice("rollout", "replays", "triage", "--id", replay).stdout
+    ended = sluice("rollout", "replays", "triage", "--cancel", replay)
+    assert ended.stdout == f"{replay} is cancelled\n"
+
+
+def test_a_replay_that_is_nonsense_is_refused(sluice: Sluice) -> None:
+    assert "as in 24h" in sluice("rollout", "replay", "triage", "2", "--since", "soon").stderr
+    assert "no version 'triage@9'" in sluice("rollout", "replay", "triage", "9").stderr
+    assert "is no version of triage" in sluice("rollout", "replay", "triage", "other@2").stderr
+    assert "no replay 'x'" in sluice("rollout", "replays", "triage", "--id", "x").stderr
+
+
+def test_a_replay_belongs_to_its_route(sluice: Sluice, api: LiveApi) -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+
+    async def other(stores: Stores) -> None:
+        await stores.replays.ask(Replay("replay-1", "other", 1, at, 1, "test", at))
+
+    api.with_stores(other)
+    assert "no replay 'replay-1' of triage" in (
+        sluice("rollout", "replays", "triage", "--id", "replay-1").stderr
+    )
