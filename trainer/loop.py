@@ -147,7 +147,7 @@ def train(
         # rows are the parts of gradient accumulation, and each process takes its share of them.
         parts = [[items[index] for index in row] for row in plan[number]]
         mine = parts[ranks.number :: ranks.count]
-        totals = _totals(model, method, parts, mine, packer, ranks)
+        totals = totals_with_drift(totals_of(parts), model, method, mine, packer, ranks)
         part_losses: list[Tensor] = []
         for part in mine:
             row = packer(method.learnt(part))
@@ -264,20 +264,20 @@ def in_half(model: Any) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast("cuda", dtype=torch.bfloat16)
 
 
-def _totals(
+def totals_with_drift(
+    totals: Totals,
     model: Any,
     method: Method,
     parts: Sequence[Sequence[Item]],
-    mine: Sequence[Sequence[Item]],
     packer: Packer,
-    ranks: Ranks,
+    ranks: Ranks | None = None,
 ) -> Totals:
-    totals = totals_of(parts)
+    """With how far the model has moved; `parts` are this process's."""
     if method.drift is None:
         return totals
     with in_half(model):
-        drift = ranks.sum(sum(method.drift(model, part, packer) for part in mine))
-    return replace(totals, drift=drift / totals.count)
+        drift = sum(method.drift(model, part, packer) for part in parts)
+    return replace(totals, drift=(ranks or Alone()).sum(drift) / totals.count)
 
 
 @torch.no_grad()
@@ -299,7 +299,7 @@ def _validate(
     parts = [[items[index] for index in row] for step in plan for row in step]
     mine = parts[ranks.number :: ranks.count]
     model.eval()
-    totals = _totals(model, method, parts, mine, packer, ranks)
+    totals = totals_with_drift(totals_of(parts), model, method, mine, packer, ranks)
     total = 0.0
     for part in mine:
         with in_half(model):

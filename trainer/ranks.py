@@ -40,7 +40,7 @@ class Together:
     a step's rows, so the sum of their gradients is the gradient of the step."""
 
     def __init__(self) -> None:
-        from accelerate import PartialState  # type: ignore[import-untyped]
+        from accelerate import PartialState
 
         self._state = PartialState()
         self.number: int = self._state.process_index
