@@ -29,7 +29,7 @@ POLICY = {
     "automatic": True,
     "steps": [10.0],
     "soak_seconds": 60.0,
-    "minimum_pairs": 10,
+    "minimum_pairs": 8,
     "minimum_units": 0,
     "gates": ["pairs"],
 }

@@ -1,15 +1,29 @@
 """Rollouts are committed whole or not at all, and everyone is told."""
 
 import asyncio
+from typing import get_args
 
 import pytest
 
 from rollout.credentials import ApiKey
 from rollout.engines import Residency
 from rollout.errors import NotFoundError, RefusedError, StaleRevisionError, StoreUnavailableError
+from rollout.policy import Policy, plan_of
 from rollout.routes import Route
-from rollout.state import CanarySet, Event, Promoted, Proposed, Rollout
+from rollout.state import (
+    CanarySet,
+    Event,
+    Held,
+    Promoted,
+    Proposed,
+    Queued,
+    Resumed,
+    RolledBack,
+    Rollout,
+    Withdrawn,
+)
 from rollout.stores import GatewayPresence, Stores, open_stores
+from rollout.stores.codec import decode
 from rollout.versions import Prompt, Version
 from tests.stores.conftest import AT
 
@@ -89,6 +103,19 @@ async def test_the_same_commit_sent_twice_is_one_commit(stores: Stores) -> None:
     assert len(await stores.rollouts.history("triage")) == 1
 
 
+async def test_a_commit_whose_answer_was_lost_is_known_again_though_others_went_on(
+    stores: Stores,
+) -> None:
+    before = await stores.rollouts.get("triage")
+    event = Proposed(version=2, at=AT, by="ann")
+    first = await stores.rollouts.commit(before, event)
+    await stores.rollouts.commit(first.rollout, CanarySet(percent=10, at=AT, by="bob"))
+    again = await stores.rollouts.commit(before, event)
+    assert again.rollout == first.rollout
+    kinds = [entry.event.kind for entry in await stores.rollouts.history("triage")]
+    assert kinds == ["canary", "proposed"]
+
+
 async def test_a_refused_event_leaves_nothing_behind(stores: Stores) -> None:
     before = await stores.rollouts.get("triage")
     with pytest.raises(RefusedError):
@@ -100,13 +127,34 @@ async def test_every_kind_of_event_is_read_back_as_itself(stores: Stores) -> Non
     rollout = await stores.rollouts.get("triage")
     events: list[Event] = [
         Proposed(version=2, at=AT, by="a"),
+        Queued(version=3, at=AT, by="a", plan=plan_of(Policy())),
+        Queued(version=4, at=AT, by="a"),
+        Withdrawn(version=4, at=AT, by="a"),
         CanarySet(percent=10, at=AT, by="a"),
+        Held(at=AT, by="a"),
+        Resumed(at=AT, by="a"),
         Promoted(at=AT, by="a"),
+        RolledBack(at=AT, by="a"),
+        Proposed(version=3, at=AT, by="a", plan=plan_of(Policy())),
     ]
+    assert {type(event) for event in events} == set(get_args(Event))
     for event in events:
         rollout = (await stores.rollouts.commit(rollout, event)).rollout
     history = await stores.rollouts.history("triage")
     assert [entry.event for entry in reversed(history)] == events
+    assert await stores.rollouts.get("triage") == rollout
+
+
+def test_what_an_older_release_stored_is_read_back() -> None:
+    text = """{"route": "triage", "revision": 6, "stable": 2, "previous": 1, "trial": {"id": "triage@3.6",
+        "candidate": 3, "stage": "canary", "weight": 10.0, "started_at": "2026-01-02T03:04:05Z",
+        "stage_since": "2026-01-02T03:04:05Z"}}"""
+    rollout = decode(Rollout, text)
+    assert rollout.queued == ()
+    assert rollout.trial is not None
+    assert rollout.trial.plan is None
+    policy = '{"alpha": 0.01, "steps": [5.0, 25.0], "automatic": true}'
+    assert plan_of(decode(Policy, policy)).steps[1].percent == 5.0
 
 
 async def test_the_catalog_holds_everything_of_one_revision(stores: Stores) -> None:
