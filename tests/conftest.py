@@ -79,15 +79,17 @@ def tiny_adapters(_tiny: TinyModel) -> Mapping[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def vllm_engine(
-    tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[VllmServer]:
-    """A real vLLM that serves the tiny model, started once for the whole run (half a minute).
-
-    Where vLLM is not installed the test is skipped at a desk and fails in CI.
-    """
+def vllm_installed() -> None:
+    """Where vLLM is not installed the test is skipped at a desk and fails in CI."""
     if not PYTHON.exists():
         _missing("vLLM is not installed: run `make engine`")
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(
+    vllm_installed: None, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[VllmServer]:
+    """A real vLLM that serves the tiny model, started once for the whole run (half a minute)."""
     with VllmServer(tiny_model_dir, tmp_path_factory.mktemp("vllm") / "vllm.log") as engine:
         yield engine
 

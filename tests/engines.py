@@ -101,6 +101,11 @@ class VllmServer:
 
     def start(self) -> None:
         """Start it and return once it serves its base. Raises RuntimeError with the log's end."""
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """Start it and return at once, so that several start at the same time."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 _command(self._model, self.base, self._port),
@@ -110,6 +115,10 @@ class VllmServer:
                 # The engine process outlives a killed API process; a group ends them together.
                 start_new_session=True,
             )
+
+    def wait(self) -> None:
+        """Return once it serves its base. Raises RuntimeError with the log's end."""
+        assert self._process is not None, "not launched"
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -129,6 +138,22 @@ class VllmServer:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+    def kill(self) -> None:
+        """SIGKILL for all of its processes; `start` brings it back on the same port."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def generated(self) -> float:
+        """Tokens that it has generated since it was started."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        name = "vllm:generation_tokens_total{"
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
     def __enter__(self) -> Self:
         self.start()

@@ -85,6 +85,12 @@ class RunningSluice:
         finally:
             process.kill()
 
+    @property
+    def pid(self) -> int:
+        """Of `sluice up` itself, which starts again whatever ends."""
+        assert self._process is not None, "not started"
+        return self._process.pid
+
     def environment(self) -> dict[str, str]:
         """For commands that speak to it."""
         ours = {name: value for name, value in os.environ.items() if name[:7] != "SLUICE_"}
