@@ -4,7 +4,8 @@ Both ways of answering give the same value, so a streamed answer can be compared
 Of several choices (`n`) the first is read.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +80,7 @@ class _Reading:
     finished: bool = False
     texts: list[str] = field(default_factory=list)
     tools: dict[int, "_Tool"] = field(default_factory=dict)
+    logprobs: list[float] = field(default_factory=list)
     finish_reason: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -97,6 +99,7 @@ class _Reading:
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             error=None if self.error is None else self.error[:_LONGEST_ERROR],
+            confidence=_confidence(self.logprobs),
         )
 
     def whole(self, body: Any) -> None:
@@ -132,6 +135,7 @@ class _Reading:
             if choice.get("index", 0) != 0:
                 continue
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            self.logprobs += _logprobs(choice.get("logprobs"))
             message = choice.get(part)
             # The older completions have their text in the choice itself.
             self._message(message if isinstance(message, Mapping) else choice)
@@ -200,6 +204,23 @@ class _Tool:
         """In the shape that a chat message has."""
         function = {"name": self.name, "arguments": "".join(self.arguments)}
         return {"id": self.id, "type": "function", "function": function}
+
+
+def _logprobs(told: Any) -> Iterator[float]:
+    """Of the tokens of a chat's choice, or of an older completion's."""
+    if not isinstance(told, Mapping):
+        return
+    older = told.get("token_logprobs")
+    values = [token.get("logprob") for token in _objects(told.get("content"))]
+    values += older if isinstance(older, list) else []
+    # The older form has null for a token that nothing came before.
+    yield from (float(value) for value in values if isinstance(value, int | float))
+
+
+def _confidence(logprobs: Sequence[float]) -> float | None:
+    if not logprobs:
+        return None
+    return min(1.0, math.exp(sum(logprobs) / len(logprobs)))
 
 
 def _decode(data: bytes) -> Any:

@@ -54,7 +54,7 @@ class Asker:
         in the same place, that is an answer too, and the other's own failure.
         """
         try:
-            body = shadow_request(exchange, version, self._priority)
+            body = self._body(exchange, version)
         except InvalidInputError:
             return "unaskable"
         reason: Reason = "deadline"
@@ -99,9 +99,13 @@ class Asker:
         """
         if is_engines(answer):
             return False
-        body = shadow_request(exchange, answered, self._priority)
+        body = self._body(exchange, answered)
         control = await self._fleet.ask(answered, url, exchange.path, body)
         return control.ok
+
+    def _body(self, exchange: Exchange, version: Version) -> bytes:
+        tells = self._fleet.tells_probabilities(version)
+        return shadow_request(exchange, version, self._priority, logprobs=tells)
 
     async def _park(self, slot: "Slot") -> None:
         """Wait for a replica without holding up those who have one."""

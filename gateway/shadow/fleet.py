@@ -94,6 +94,11 @@ class Fleet:
         """Why there is none."""
         return "busy" if self._serving(version) else "not_resident"
 
+    def tells_probabilities(self, version: Version) -> bool:
+        """Whether its engine surely answers a chat with the probabilities of its tokens."""
+        engine = self._engines.get(version.engine)
+        return engine is not None and engine.kind == "vllm"
+
     @property
     def full(self) -> bool:
         """Whether live traffic fills every replica there is."""

@@ -6,8 +6,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from gateway.routing import bucket
 from gateway.wire import CHAT, COMPLETIONS, RESPONSES, read_request, render
+from rollout.assignment import bucket
 from rollout.cases import Case, interest, unsure_of
 from rollout.exchanges import Answer, Comparison, Exchange
 from rollout.policy import Policy
@@ -86,9 +86,12 @@ def roomiest(
     return min(roomy, key=lambda url: (waiting.get(url, 0.0), asking.get(url, 0)), default=None)
 
 
-def shadow_request(exchange: Exchange, version: Version, priority: int | None) -> bytes:
+def shadow_request(
+    exchange: Exchange, version: Version, priority: int | None, *, logprobs: bool = False
+) -> bytes:
     """The client's request as this version is asked it: for one whole answer, as late as may be.
 
+    With `logprobs` a chat is answered with the probability of each token: how sure it is.
     Raises InvalidInputError where the version can't be asked this.
     """
     request = read_request(exchange.request.encode())
@@ -99,6 +102,8 @@ def shadow_request(exchange: Exchange, version: Version, priority: int | None) -
         body["n"] = 1
     if priority is not None:
         body["priority"] = priority
+    if logprobs and exchange.path == CHAT:
+        body.setdefault("logprobs", True)
     return msgspec.json.encode(body)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from typing import Any
 
 import pytest
@@ -59,6 +60,26 @@ def test_a_completion_and_a_refusal_have_text_too() -> None:
     assert answer_from_body(1, 200, body({"choices": [{"index": 0, "text": "Yes"}]})).text == "Yes"
     refused = {"choices": [{"index": 0, "message": {"content": None, "refusal": "No."}}]}
     assert answer_from_body(1, 200, body(refused)).text == "No."
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        {"content": [{"token": "a", "logprob": 0.0}, {"token": "b", "logprob": -1.0}]},
+        {"token_logprobs": [None, 0, -1.0]},
+    ],
+)
+def test_how_sure_an_answer_is_comes_from_its_tokens(logprobs: Any) -> None:
+    choice = {"index": 0, "text": "ab", "logprobs": logprobs}
+    sure = pytest.approx(math.exp(-0.5))
+    assert answer_from_body(1, 200, body({"choices": [choice]})).confidence == sure
+    assert answer_from_stream(1, 200, [event({"choices": [choice]}), DONE]).confidence == sure
+
+
+@pytest.mark.parametrize("logprobs", [None, {}, {"content": None}, {"content": [{}]}, 3, [1]])
+def test_an_answer_without_probabilities_is_neither_sure_nor_unsure(logprobs: Any) -> None:
+    choice = {"index": 0, "text": "ab", "logprobs": logprobs}
+    assert answer_from_body(1, 200, body({"choices": [choice]})).confidence is None
 
 
 def test_of_several_choices_the_first_is_read() -> None:

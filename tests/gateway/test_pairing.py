@@ -100,6 +100,15 @@ def test_a_version_is_asked_for_one_whole_answer_and_nothing_else_changes() -> N
     }
 
 
+def test_an_engine_that_can_is_asked_how_sure_it_is_of_a_chat() -> None:
+    def asked(**fields: Any) -> Any:
+        body = shadow_request(exchange(**fields), VERSION, None, logprobs=True)
+        return json.loads(body).get("logprobs")
+
+    assert asked() is True
+    assert asked(logprobs=False) is False
+
+
 def test_the_priority_is_ours_and_not_the_clients() -> None:
     asked = json.loads(shadow_request(exchange(priority=-9), VERSION, 100))
     assert asked["priority"] == 100

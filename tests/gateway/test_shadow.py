@@ -80,6 +80,8 @@ async def test_the_engine_is_asked_once_as_the_client_asked_but_whole(bed: Bed) 
     assert received.json() == {
         "model": bed.candidate.served_name,
         "messages": [{"role": "user", "content": "Good or bad? r1"}],
+        # How sure it is tells how much a person's label would add.
+        "logprobs": True,
     }
 
 
