@@ -13,11 +13,11 @@ from gateway.evidence import Cell, Evidence, TrialArm
 from gateway.feedback import Receipts
 from gateway.metrics import Bound, Metrics
 from gateway.quota import Ticket
-from gateway.routing import Served, wants_capture
+from gateway.routing import Served, wants_capture, wants_idle_capture
 from gateway.shapes import Usage
 from gateway.wire import EMBEDDINGS
 from rollout.errors import SluiceError
-from rollout.exchanges import Arm
+from rollout.exchanges import Arm, unit_of
 
 # The code under which a request is counted whose client went away; nginx's, for HTTP has none.
 CLIENT_GONE: Final = 499
@@ -39,6 +39,15 @@ class Accounts:
         """Decide what is counted and kept of the exchange, once its arm is known."""
         trial, route = call.lane.trial, call.lane.route
         if trial is None:
+            if route.capture_idle and not call.lane.pinned:
+                call.capture = (
+                    not call.no_capture
+                    and call.path != EMBEDDINGS
+                    and wants_idle_capture(route, call.id)
+                )
+                if call.capture:
+                    # No arm needs it, but who asks that their words be erased does.
+                    call.unit = unit_of(call.key, call.session or call.request.sticky or call.id)
             return
         arm: TrialArm = "candidate" if call.choice.arm == "candidate" else "stable"
         call.cell = cell = self._evidence.cell(route.name, trial, arm)

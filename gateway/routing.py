@@ -1,14 +1,12 @@
 """Which version answers: the catalog, indexed for the hot path, and the choice made on it."""
 
-import hashlib
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Final
 
 import msgspec
 
+from rollout.assignment import bucket
 from rollout.catalog import Catalog
 from rollout.credentials import ApiKey
 from rollout.engines import Engine, Residency
@@ -16,8 +14,6 @@ from rollout.exchanges import Arm
 from rollout.routes import Route
 from rollout.state import Trial
 from rollout.versions import Version
-
-_BUCKETS: Final = 2**64
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,21 +121,10 @@ def wants_capture(trial: Trial, request_id: str, rate: float) -> bool:
     )
 
 
-def bucket(salt: str, unit: str) -> float:
-    """A place in [0, 1) that only the salt and the unit decide."""
-    hashed = _salted(salt).copy()
-    hashed.update(unit.encode())
-    return int.from_bytes(hashed.digest(), "big") / _BUCKETS
-
-
-@lru_cache(maxsize=1024)
-def _salted(salt: str) -> "hashlib.blake2b":
-    """The hash before any unit: making one costs more than all the rest."""
-    # A key may be no longer than 64 bytes; a route's name alone may be that long.
-    key = salt.encode()
-    if len(key) > hashlib.blake2b.MAX_KEY_SIZE:
-        key = hashlib.blake2b(key).digest()
-    return hashlib.blake2b(key=key, digest_size=8)
+def wants_idle_capture(route: Route, request_id: str) -> bool:
+    """Whether this exchange is kept for replays though no version is on trial."""
+    salted = zlib.crc32(request_id.encode(), zlib.crc32(route.name.encode()))
+    return salted < route.capture_idle * 2**32
 
 
 def _served(

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Final
 
-from gateway.routing import bucket
 from gateway.shadow.asking import Asker, Slot
 from gateway.shadow.comparing import Referee
 from gateway.shadow.fleet import Fleet
@@ -14,6 +13,7 @@ from gateway.shadow.metrics import ShadowMetrics
 from gateway.shadow.pairing import Reason, case_for, other_version
 from gateway.shadow.settings import ShadowSettings
 from rollout.agreement import compare_exchange, compare_twice
+from rollout.assignment import bucket
 from rollout.errors import StoreUnavailableError
 from rollout.exchanges import Answer, Comparison, Exchange
 from rollout.redaction import Redactor

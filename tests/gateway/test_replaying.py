@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +20,13 @@ from rollout.evidence import PairCounts
 from rollout.exchanges import Answer
 from rollout.redaction import Redactor
 from rollout.replays import Replay, ReplayReport
+from rollout.routes import Route
+from rollout.stores import open_stores
 from rollout.stores.captures import Keeping
 from rollout.stores.replays import MAXIMUM_UNDER_WAY
+from tests.gateway.serving import catalog, serving, settings
 from tests.gateway.shadowing import Bed, made_bed, shadow, until
-from tests.stub_engine import Reply
+from tests.stub_engine import Reply, StubEngine
 
 pytestmark = pytest.mark.anyio
 
@@ -120,6 +124,38 @@ async def test_captures_of_no_trial_and_of_other_routes(bed: Bed) -> None:
         report = await ended(bed)
     assert report.pairs == PairCounts(disagree=1)
     assert report.skipped == {"client_error": 1, "endpoint": 1, "unaskable": 1}
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(1.0, True), (0.0, False)])
+async def test_between_trials_only_what_the_route_says_is_captured(
+    redis_url: str, tmp_path: Path, rate: float, kept: bool
+) -> None:
+    route = Route("r", "main", capture=1.0, capture_idle=rate)
+    async with (
+        open_stores(redis_url) as stores,
+        StubEngine() as engine,
+        serving(settings(tmp_path, engine.url, store=redis_url)) as gateway,
+    ):
+        gateway.app._parts.snapshot.adopt(catalog(engine.url, route=route))  # type: ignore[union-attr]
+        await gateway.ask(**{"x-request-id": "kept"})
+        await gateway.ask("r@1", **{"x-request-id": "pinned"})
+        await gateway.ask(**{"x-request-id": "private", "x-sluice-no-capture": "1"})
+        gateway.server.should_exit = True
+        found = None
+
+        async def written() -> bool:
+            nonlocal found
+            found = await stores.captures.find("r", "kept")
+            return found is not None
+
+        if kept:
+            await until(written, "the capture")
+            assert found is not None
+            assert not found.trial
+            assert found.unit
+    # What waited was written at the end.
+    async with open_stores(redis_url) as stores:
+        assert (await stores.captures.waiting()) == (1 if kept else 0)
 
 
 async def test_the_newest_take_part_up_to_the_limit(bed: Bed) -> None:

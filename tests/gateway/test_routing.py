@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
-from gateway.routing import bucket, choose, index, on_candidate, wants_capture
+from gateway.routing import choose, index, on_candidate, wants_capture
+from rollout.assignment import bucket
 from rollout.catalog import Catalog
 from rollout.engines import Engine, Residency
 from rollout.exchanges import unit_of
