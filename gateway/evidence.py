@@ -10,15 +10,22 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import fields
 from itertools import islice
 from operator import attrgetter
 from typing import Final, Literal
 
 from rollout.errors import StoreUnavailableError
-from rollout.evidence import ArmCounts, Stratum, UnitCounts
+from rollout.evidence import ArmCounts
 from rollout.state import Trial
-from rollout.stores.evidence import Claim, Claimed, Counted, EvidenceStore
+from rollout.stores.evidence import (
+    ARM_FIELDS,
+    UNIT_FIELDS,
+    Claim,
+    Claimed,
+    EvidenceStore,
+    Row,
+    Table,
+)
 
 _log = logging.getLogger(__name__)
 _REPORT_SECONDS: Final = 1.0
@@ -28,7 +35,8 @@ _MAXIMUM_KNOWN: Final = 100_000
 # Units that wait for the store's word; the rest is left out, whatever becomes of it.
 _MAXIMUM_WAITING: Final = 20_000
 _CLAIMED_AT_ONCE: Final = 2_000
-_REPORTED_AT_ONCE: Final = 500
+# In between, requests have their turn.
+_REPORTED_AT_ONCE: Final = 100
 # A ledger that is left behind is folded, and with it go the trials that have ended.
 _LEDGER_SECONDS: Final = 86_400.0
 
@@ -58,9 +66,14 @@ class Tally:
     def counts(self) -> ArmCounts:
         return ArmCounts(*_arm_row(self))
 
-    def subtract(self, counts: ArmCounts) -> None:
-        for name in _ARM_FIELDS:
-            setattr(self, name, getattr(self, name) - getattr(counts, name))
+    def row(self) -> Row:
+        row = list(_arm_row(self))
+        row[_SECONDS] = round(row[_SECONDS], 3)
+        return row
+
+    def subtract(self, row: Row) -> None:
+        for name, count in zip(ARM_FIELDS, row, strict=False):
+            setattr(self, name, getattr(self, name) - count)
 
 
 class UnitTally:
@@ -87,17 +100,18 @@ class UnitTally:
         self.rated += 1
         self.bad += bad
 
-    def counts(self) -> UnitCounts:
-        return UnitCounts(*_unit_row(self))
+    def row(self) -> tuple[int, ...]:
+        row: tuple[int, ...] = _unit_row(self)
+        return row
 
     def add(self, ended: _Ended) -> None:
-        for name, count in zip(_UNIT_FIELDS, ended, strict=True):
+        for name, count in zip(UNIT_FIELDS, ended, strict=True):
             if count:
                 setattr(self, name, getattr(self, name) + count)
 
-    def subtract(self, counts: UnitCounts) -> None:
-        for name in _UNIT_FIELDS:
-            setattr(self, name, getattr(self, name) - getattr(counts, name))
+    def subtract(self, row: Row) -> None:
+        for name, count in zip(UNIT_FIELDS, row, strict=True):
+            setattr(self, name, getattr(self, name) - count)
 
 
 class First:
@@ -236,8 +250,7 @@ class Book:
         self._strata: dict[float, dict[TrialArm, UnitTally]] = {}
         self._cells: dict[tuple[float, TrialArm], Cell] = {}
         # What was sent last, and before that: it may have arrived.
-        self._sent = Counted()
-        self._sent_before = Counted()
+        self._sent = self._sent_before = _NOTHING
 
     def tally(self, arm: TrialArm) -> Tally:
         return self._arms[arm]
@@ -260,20 +273,18 @@ class Book:
             self._known.discard(self, unit)
         return first
 
-    def counted(self) -> Counted:
-        return Counted(
-            stable=self._arms["stable"].counts(),
-            candidate=self._arms["candidate"].counts(),
-            strata=tuple(
-                Stratum(weight, arms["stable"].counts(), arms["candidate"].counts())
-                for weight, arms in self._strata.items()
-            ),
-        )
-
-    def send(self) -> Counted:
+    def send(self) -> Table:
         """The counts as they are reported now."""
         self.dirty = False
-        self._sent_before, self._sent = self._sent, self.counted()
+        self._sent_before = self._sent
+        self._sent = Table(
+            self._arms["stable"].row(),
+            self._arms["candidate"].row(),
+            [
+                (weight, *arms["stable"].row(), *arms["candidate"].row())
+                for weight, arms in self._strata.items()
+            ],
+        )
         return self._sent
 
     def refuse(self) -> None:
@@ -288,10 +299,10 @@ class Book:
         """
         self._arms["stable"].subtract(self._sent.stable)
         self._arms["candidate"].subtract(self._sent.candidate)
-        for stratum in self._sent.strata:
-            self._strata[stratum.weight]["stable"].subtract(stratum.stable)
-            self._strata[stratum.weight]["candidate"].subtract(stratum.candidate)
-        self._sent = Counted()
+        for weight, *row in self._sent.strata:
+            self._strata[weight]["stable"].subtract(row[: len(UNIT_FIELDS)])
+            self._strata[weight]["candidate"].subtract(row[len(UNIT_FIELDS) :])
+        self._sent = _NOTHING
 
 
 class Evidence:
@@ -409,10 +420,10 @@ class Evidence:
         return book
 
 
-_ARM_FIELDS: Final = tuple(field.name for field in fields(ArmCounts))
-_UNIT_FIELDS: Final = tuple(field.name for field in fields(UnitCounts))
-_arm_row: Final = attrgetter(*_ARM_FIELDS)
-_unit_row: Final = attrgetter(*_UNIT_FIELDS)
+_NOTHING: Final = Table((), (), ())
+_SECONDS: Final = ARM_FIELDS.index("seconds")
+_arm_row: Final = attrgetter(*ARM_FIELDS)
+_unit_row: Final = attrgetter(*UNIT_FIELDS)
 
 
 def _grouped(asked: Sequence[First]) -> dict[tuple[Book, Claimed], list[First]]:

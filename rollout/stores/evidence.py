@@ -6,8 +6,8 @@ One that has been silent for an hour is folded into what is past and closed for 
 it and comes back is told so, and goes on in a new one.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple
 
@@ -27,21 +27,33 @@ UNIT_BITS: Final = 2**21
 _DIGITS: Final = 6
 _FOLDED_AT_ONCE: Final = 20
 
+_READ_AT_ONCE: Final = 500
+
 Trial = tuple[str, str]
 Claimed = Literal["seen", "rated"]
-# Numbers in the order of their fields. A new field comes last, for old reports lack it.
-_Row = list[int | float]
-_Table = tuple[_Row, _Row, list[_Row]]
-_tables: Final = msgspec.json.Decoder(list[_Table])
+# Numbers in the order of the fields of ArmCounts, or of UnitCounts. A new field comes last, for
+# what was stored before lacks it.
+Row = Sequence[int | float]
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """What one ledger says of a trial."""
+class Table(NamedTuple):
+    """What a ledger says of a trial: each stratum is its weight, stable's units, candidate's."""
 
-    stable: ArmCounts = field(default_factory=ArmCounts)
-    candidate: ArmCounts = field(default_factory=ArmCounts)
-    strata: tuple[Stratum, ...] = ()
+    stable: Row
+    candidate: Row
+    strata: Sequence[Row]
+
+
+ARM_FIELDS: Final = tuple(field.name for field in fields(ArmCounts))
+UNIT_FIELDS: Final = tuple(field.name for field in fields(UnitCounts))
+_ARM_WIDTH: Final = len(ARM_FIELDS)
+_UNIT_WIDTH: Final = len(UNIT_FIELDS)
+_STRATUM_WIDTH: Final = 1 + 2 * _UNIT_WIDTH
+
+_Numbers = list[int | float]
+_Read = tuple[_Numbers, _Numbers, list[_Numbers]]
+_table: Final = msgspec.json.Decoder(_Read)
+_tables: Final = msgspec.json.Decoder(list[_Read | None])
 
 
 class Claim(NamedTuple):
@@ -60,14 +72,14 @@ class EvidenceStore:
     def __init__(self, link: RedisLink) -> None:
         self._link = link
 
-    async def report(self, ledger: str, counted: Mapping[Trial, Counted]) -> bool:
+    async def report(self, ledger: str, tables: Mapping[Trial, Table]) -> bool:
         """Set what stands in a ledger for these trials; False where it was closed.
 
         The values are absolute, so a report that is sent twice can't count twice.
         """
         pairs: list[Any] = []
-        for (route, trial), each in counted.items():
-            pairs += [f"{route}|{trial}", _encode(each)]
+        for (route, trial), table in tables.items():
+            pairs += [f"{route}|{trial}", msgspec.json.encode(table)]
         accepted = await self._link.script(
             "report_evidence",
             [keys.LEDGERS, keys.LEDGERS_CLOSED, keys.ledger(ledger)],
@@ -96,26 +108,32 @@ class EvidenceStore:
         return (await self.read_many([(route, trial)]))[0]
 
     async def read_many(self, trials: Sequence[Trial]) -> list[Evidence]:
-        """The same for many trials as of one moment, in their order."""
-        if not trials:
-            return []
-        ledgers = await self._link.run("ZRANGE", keys.LEDGERS, 0, -1)
-        names = [f"{route}|{trial}" for route, trial in trials]
-        # One transaction: a ledger that is folded meanwhile is either still there or in the past.
-        answers = await self._link.run_all(
-            [("HGETALL", keys.evidence(*each)) for each in trials]
-            + [("HGETALL", keys.pairs(*each)) for each in trials]
-            + [("HMGET", keys.ledger(ledger), *names) for ledger in ledgers]
+        """The same for many trials, in their order; of each, all is of one moment."""
+        ledgers = await self._link.run("ZRANGE", keys.LEDGERS, 0, -1) if trials else []
+        found: list[Evidence] = []
+        for first in range(0, len(trials), _READ_AT_ONCE):
+            found += await self._read(trials[first : first + _READ_AT_ONCE], ledgers)
+        return found
+
+    async def _read(self, trials: Sequence[Trial], ledgers: Sequence[str]) -> list[Evidence]:
+        # One step: a ledger that is folded meanwhile is either still there or in the past.
+        pasts, pairs, texts = await self._link.script(
+            "read_evidence",
+            [
+                *(keys.evidence(*each) for each in trials),
+                *(keys.pairs(*each) for each in trials),
+                *(keys.ledger(ledger) for ledger in ledgers),
+            ],
+            [f"{route}|{trial}" for route, trial in trials],
         )
-        count = len(trials)
-        sums = [_past(hash_) for hash_ in answers[:count]]
-        for texts in answers[2 * count :]:
-            written = [place for place, text in enumerate(texts) if text is not None]
-            for place, table in zip(written, _decode(texts[p] for p in written), strict=True):
-                sums[place].add(table)
+        tables = [_past(_mapping(past)) for past in pasts]
+        for text in texts:
+            for known, table in zip(tables, _tables.decode(text), strict=True):
+                if table is not None:
+                    known.append(table)
         return [
-            total.evidence(each, pairs)
-            for total, each, pairs in zip(sums, trials, answers[count : 2 * count], strict=True)
+            _evidence(trial, _total(known), _mapping(counts))
+            for trial, known, counts in zip(trials, tables, pairs, strict=True)
         ]
 
     async def fold(self, idle_seconds: float = IDLE_SECONDS) -> int:
@@ -134,10 +152,8 @@ class EvidenceStore:
         before = await self._link.run_all([("HGET", key, "past") for key in past_keys])
         arguments: list[Any] = []
         for (name, text), past in zip(table.items(), before, strict=True):
-            total = _Sum()
-            for each in _decode([text] if past is None else [past, text]):
-                total.add(each)
-            arguments += [name, text, past or "", _encode(total.counted())]
+            total = _total([_table.decode(each) for each in (past, text) if each is not None])
+            arguments += [name, text, past or "", msgspec.json.encode(total)]
         folded = await self._link.script(
             "fold_evidence",
             [keys.LEDGERS, keys.LEDGERS_CLOSED, keys.ledger(ledger), *past_keys],
@@ -171,84 +187,59 @@ class EvidenceStore:
         return [decode(list[Verdict], text) if text else [] for text in texts]
 
 
-class _Sum:
-    """Tables added up, by position."""
-
-    __slots__ = ("candidate", "stable", "strata")
-
-    def __init__(self) -> None:
-        self.stable: _Row = [0] * len(fields(ArmCounts))
-        self.candidate: _Row = [0] * len(fields(ArmCounts))
-        self.strata: dict[float, _Row] = {}
-
-    def add(self, table: _Table) -> None:
-        stable, candidate, strata = table
-        _add(self.stable, stable)
-        _add(self.candidate, candidate)
-        for weight, *row in strata:
-            total = self.strata.get(weight)
-            if total is None:
-                total = self.strata[weight] = [0] * (2 * _WIDTH)
-            _add(total, row)
-
-    def counted(self) -> Counted:
-        return Counted(
-            stable=ArmCounts(*self.stable),  # type: ignore[arg-type]
-            candidate=ArmCounts(*self.candidate),  # type: ignore[arg-type]
-            strata=tuple(
-                Stratum(float(weight), UnitCounts(*row[:_WIDTH]), UnitCounts(*row[_WIDTH:]))  # type: ignore[arg-type]
-                for weight, row in sorted(self.strata.items())
-            ),
-        )
-
-    def evidence(self, trial: Trial, pairs: Mapping[str, str]) -> Evidence:
-        counted = self.counted()
-        return Evidence(
-            *trial,
-            stable=counted.stable,
-            candidate=counted.candidate,
-            strata=counted.strata,
-            pairs=read_pairs(pairs),
-            floor=read_pairs(pairs, FLOOR),
-        )
+def _evidence(trial: Trial, table: Table, pairs: Mapping[str, str]) -> Evidence:
+    stable, candidate, strata = table
+    return Evidence(
+        *trial,
+        stable=ArmCounts(*stable),  # type: ignore[arg-type]
+        candidate=ArmCounts(*candidate),  # type: ignore[arg-type]
+        strata=tuple(
+            Stratum(
+                float(weight),
+                UnitCounts(*row[:_UNIT_WIDTH]),  # type: ignore[arg-type]
+                UnitCounts(*row[_UNIT_WIDTH:]),  # type: ignore[arg-type]
+            )
+            for weight, *row in strata
+        ),
+        pairs=read_pairs(pairs),
+        floor=read_pairs(pairs, FLOOR),
+    )
 
 
-_WIDTH: Final = len(fields(UnitCounts))
-_arm_row: Final = attrgetter(*(each.name for each in fields(ArmCounts)))
-_unit_row: Final = attrgetter(*(each.name for each in fields(UnitCounts)))
+def _total(tables: Sequence[_Read]) -> Table:
+    strata: dict[float, list[_Numbers]] = {}
+    for _, _, rows in tables:
+        for row in rows:
+            strata.setdefault(row[0], []).append(row)
+    return Table(
+        _sum([stable for stable, _, _ in tables], _ARM_WIDTH),
+        _sum([candidate for _, candidate, _ in tables], _ARM_WIDTH),
+        [[weight, *_sum(rows, _STRATUM_WIDTH)[1:]] for weight, rows in sorted(strata.items())],
+    )
 
 
-def _add(total: _Row, row: _Row) -> None:
-    # A later release may have written more numbers than this one knows.
-    for place, number in enumerate(row[: len(total)]):
-        if number:
-            total[place] += number
+def _sum(rows: Sequence[_Numbers], width: int) -> _Numbers:
+    """Added up by position. Another release may have written fewer numbers, or more."""
+    if any(len(row) != width for row in rows):
+        rows = [(row + [0] * width)[:width] for row in rows]
+    return list(map(sum, zip(*rows, strict=True))) if rows else [0] * width
 
 
-def _encode(counted: Counted) -> bytes:
-    strata = [(s.weight, *_unit_row(s.stable), *_unit_row(s.candidate)) for s in counted.strata]
-    arms = [
-        [round(number, 3) if isinstance(number, float) else number for number in _arm_row(arm)]
-        for arm in (counted.stable, counted.candidate)
-    ]
-    return msgspec.json.encode((*arms, strata))
-
-
-def _decode(texts: Iterable[str]) -> list[_Table]:
-    # All at once: a call of the decoder for each would cost more than the decoding.
-    return _tables.decode(f"[{','.join(texts)}]")
-
-
-def _past(stored: Mapping[str, str]) -> _Sum:
+def _past(stored: Mapping[str, str]) -> list[_Read]:
     """What was folded; and what was counted before there were ledgers, as `incarnation|arm`."""
-    total = _Sum()
+    tables: list[_Read] = []
     for name, text in stored.items():
         if name == "past":
-            total.add(_decode([text])[0])
+            tables.append(_table.decode(text))
         else:
-            arm = total.stable if name.endswith("|stable") else total.candidate
-            _add(arm, list(_arm_row(decode(ArmCounts, text))))
-    return total
+            row: _Numbers = list(attrgetter(*ARM_FIELDS)(decode(ArmCounts, text)))
+            tables.append((row, [], []) if name.endswith("|stable") else ([], row, []))
+    return tables
+
+
+def _mapping(flat: Sequence[str]) -> dict[str, str]:
+    """A hash as a script returns it."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _named(name: str) -> Trial:

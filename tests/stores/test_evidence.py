@@ -7,25 +7,21 @@ import redis
 
 from rollout.evidence import ArmCounts, Evidence, PairCounts, Stratum, UnitCounts, Verdict
 from rollout.stores import Stores
-from rollout.stores.evidence import Claim, Counted
+from rollout.stores.evidence import Claim, Table
 from tests.stores.conftest import capture, comparison
 
 pytestmark = pytest.mark.anyio
 TRIAL = "triage@2.2"
 PLACE = ("triage", TRIAL)
+NO_UNITS = (0,) * 6
 
-ONE = Counted(
-    stable=ArmCounts(requests=3, errors=1, seconds=0.5),
-    strata=(Stratum(5.0, stable=UnitCounts(units=3, errors=1)),),
+ONE = Table((3, 1, 0, 0, 0, 0.5, 0, 0), (0,) * 8, [(5.0, 3, 1, 0, 0, 0, 0, *NO_UNITS)])
+OTHER = Table(
+    (3, 1, 0, 0, 0, 0.5, 0, 0),
+    (2, 0, 0, 0, 0, 0, 0, 1),
+    [(5.0, *NO_UNITS, 2, 0, 0, 1, 0, 0), (20.5, *NO_UNITS, 1, 0, 0, 0, 1, 1)],
 )
-OTHER = Counted(
-    stable=ArmCounts(requests=3, errors=1, seconds=0.5),
-    candidate=ArmCounts(requests=2, negative=1),
-    strata=(
-        Stratum(5.0, candidate=UnitCounts(units=2, slow_total=1)),
-        Stratum(20.5, candidate=UnitCounts(units=1, rated=1, bad=1)),
-    ),
-)
+THREE = ArmCounts(requests=3, errors=1, seconds=0.5)
 BOTH = Evidence(
     *PLACE,
     stable=ArmCounts(requests=6, errors=2, seconds=1.0),
@@ -61,7 +57,8 @@ async def test_many_trials_are_read_in_their_order(stores: Stores) -> None:
     other, none, both = await stores.evidence.read_many(
         [("other", "other@3.1"), ("new", "new@2.2"), PLACE]
     )
-    assert other == Evidence("other", "other@3.1", stable=ONE.stable, strata=ONE.strata)
+    stratum = Stratum(5.0, stable=UnitCounts(units=3, errors=1))
+    assert other == Evidence("other", "other@3.1", stable=THREE, strata=(stratum,))
     assert none == Evidence("new", "new@2.2")
     assert both.pairs == PairCounts(disagree=1)
     assert both.strata == BOTH.strata
@@ -71,7 +68,7 @@ async def test_many_trials_are_read_in_their_order(stores: Stores) -> None:
 async def test_a_report_of_very_many_trials_arrives_whole(stores: Stores) -> None:
     trials = [(f"r{number}", f"r{number}@2.2") for number in range(5_000)]
     await stores.evidence.report("i1", dict.fromkeys(trials, ONE))
-    assert all(each.stable == ONE.stable for each in await stores.evidence.read_many(trials))
+    assert all(each.stable == THREE for each in await stores.evidence.read_many(trials))
 
 
 async def test_a_silent_ledger_is_folded_and_counts_as_before(stores: Stores) -> None:
