@@ -17,10 +17,10 @@ ENGINE := .venv-vllm/.installed
 GPU := $(shell [ -e /dev/nvidia0 ] && command -v nvidia-smi)
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine model up demo test check format bench constraints clean
+.PHONY: help install engine model up demo test check format bench bench-evidence bench-rollback constraints clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## make .venv with the `sluice` command in it
 
@@ -51,6 +51,12 @@ format: install ## write the formatting, and the fixes that are safe
 
 bench: install ## the data plane beside its peers: CPU, latency, streams, memory, goals (ARGS=--quick)
 	@$(BIN)/python -m benchmarks.dataplane $(ARGS)
+
+bench-rollback: install ## how long a rollback takes under load, by command (ARGS=--rounds=5)
+	@$(BIN)/python -m benchmarks.rollback $(ARGS)
+
+bench-evidence: install ## the gates, simulated: false alarms, units needed, beside other rules (4 minutes)
+	@$(BIN)/python -m benchmarks.evidence $(ARGS)
 
 constraints: install ## pin again what pyproject.toml asks for (needs uv; look at the difference)
 	@{ sed -n '/^#/p' constraints/sluice.txt; \
