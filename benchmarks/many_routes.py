@@ -5,13 +5,12 @@
 
 The store is the bundled Valkey as `sluice up` starts it: append-only, fsync always. The gateways
 are what a gateway worker reports with, 100 of them in a process of their own; each changes what it
-knows of every trial and reports it once a second, with new units to claim. The controller is the
-real one, without engines.
+knows of every trial once a second, and reports as gateways do: every second, of at most so many
+trials at once, with new units to claim. The controller is the real one, without engines.
 """
 
 import argparse
 import asyncio
-import gc
 import random
 import statistics
 import sys
@@ -29,9 +28,9 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from benchmarks.processes import TICKS, Cores, Processes, free_port
-from gateway.evidence import Evidence
+from gateway.evidence import REPORTED_AT_MOST, Evidence
 from gateway.routing import index
-from rollout.controller import Controller
+from rollout.controller import Controller, collect_seldom
 from rollout.exchanges import unit_of
 from rollout.metrics import ControllerMetrics
 from rollout.policy import Policy, Slo
@@ -100,7 +99,7 @@ async def measure(processes: Processes, size: Size) -> int:
         if not await _all_report(stores, size.gateways):
             _say(f"the gateways do not all report; they said: {processes.tail('gateways')}")
             return 1
-        gc.freeze()
+        collect_seldom()
         await controller.hold_lease()
         good = await _ticks(controller, stores, size, store, gateways)
         await _reloads(stores, store, size.gateways)
@@ -171,7 +170,7 @@ async def _report(stores: Stores, number: int, trials: Sequence[Trial], count: i
             if first is not None:
                 first.end(failed=False, slow_first_token=False, slow_total=False)
         await stores.presence.report(presence)
-        await evidence.flush(stores.evidence)
+        await evidence.flush(stores.evidence, REPORTED_AT_MOST)
 
 
 async def _ticks(

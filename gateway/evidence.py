@@ -36,7 +36,9 @@ _MAXIMUM_KNOWN: Final = 100_000
 _MAXIMUM_WAITING: Final = 20_000
 _CLAIMED_AT_ONCE: Final = 2_000
 # In between, requests have their turn.
-_REPORTED_AT_ONCE: Final = 100
+_REPORTED_AT_ONCE: Final = 50
+# Trials in a report. With more on, each is reported every few seconds: the store's work is bounded.
+REPORTED_AT_MOST: Final = 100
 # A ledger that is left behind is folded, and with it go the trials that have ended.
 _LEDGER_SECONDS: Final = 86_400.0
 
@@ -349,13 +351,16 @@ class Evidence:
             del self._books[book.trial]
         self._known.forget(gone)
 
-    async def flush(self, store: EvidenceStore) -> None:
-        """Claim what waits and report what has changed. Raises StoreUnavailableError; nothing is
-        lost by that."""
+    async def flush(self, store: EvidenceStore, at_most: int | None = None) -> None:
+        """Claim what waits and report what has changed, of so many trials; the others come first
+        the next time. Raises StoreUnavailableError; nothing is lost by that."""
         await self._claim(store)
-        dirty = [book for book in self._books.values() if book.dirty]
+        dirty = [book for book in self._books.values() if book.dirty][:at_most]
         for first in range(0, len(dirty), _REPORTED_AT_ONCE):
-            await self._report(store, dirty[first : first + _REPORTED_AT_ONCE])
+            books = dirty[first : first + _REPORTED_AT_ONCE]
+            await self._report(store, books)
+            for book in books:
+                self._books[book.trial] = self._books.pop(book.trial)
 
     async def report(self, store: EvidenceStore, dropped: Callable[[int], None]) -> None:
         """Flush about once a second, for ever; `dropped` is told how many units were left out."""
@@ -364,7 +369,7 @@ class Evidence:
         while True:
             await asyncio.sleep(_REPORT_SECONDS)
             try:
-                await self.flush(store)
+                await self.flush(store, REPORTED_AT_MOST)
                 if loop.time() - since > _LEDGER_SECONDS:
                     since = loop.time()
                     self._open_ledger()

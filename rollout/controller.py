@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import secrets
@@ -60,6 +61,7 @@ log = logging.getLogger("rollout.controller")
 _LEASE = "controller"
 _LONGEST_BACKOFF_SECONDS = 10.0
 _OBSERVE_SECONDS = 5.0
+_FOLD_SECONDS = 60.0
 _SWEEP_SECONDS = 3600.0
 # Routes judged at the same time: enough to hide the store's latency, few enough to be kind to it.
 _JUDGED_AT_ONCE = 16
@@ -130,6 +132,7 @@ class Controller:
                 tasks.create_task(self._forever("judge", self.tick, tick))
                 tasks.create_task(self._forever("observe", self.observe, _OBSERVE_SECONDS))
                 tasks.create_task(self._forever("retention", self.sweep, _OBSERVE_SECONDS))
+                tasks.create_task(self._forever("evidence", self.fold, _FOLD_SECONDS))
                 self._look_after(tasks)
                 tasks.create_task(self._discovery.follow(lambda: self._look_after(tasks)))
         finally:
@@ -274,6 +277,11 @@ class Controller:
         for route, erased in found.items():
             log.info("%s: erased %d cases and what went with them", route, erased.cases)
 
+    async def fold(self) -> None:
+        """Fold what gateway workers counted that are gone; only the leader does."""
+        if self.leading and (folded := await self._stores.evidence.fold()):
+            log.info("folded the evidence of %d gateway workers that are gone", folded)
+
     async def keep(self, replica: Replica) -> None:
         """Bring one replica to hold what its engine's routes need; only the leader does."""
         if not self.leading or self._catalog.revision < 0:
@@ -413,6 +421,7 @@ async def serve(settings: Settings, bootstrap: str | None) -> None:
     """Run the role until SIGTERM or SIGINT."""
     _check_engines(settings)
     listener = _listen(settings.controller.host, settings.controller.port)
+    collect_seldom()
     registry = CollectorRegistry()
     metrics = ControllerMetrics(registry)
     async with (
@@ -438,6 +447,13 @@ async def serve(settings: Settings, bootstrap: str | None) -> None:
         await server.serve(sockets=[listener])
         loops.cancel()
     log.info("stopped")
+
+
+def collect_seldom() -> None:
+    """Let the garbage collector be: with many routes a tick reads objects by the ten thousand, and
+    looking through them again and again would cost as much as all else."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ One that has been silent for an hour is folded into what is past and closed for 
 it and comes back is told so, and goes on in a new one.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from operator import attrgetter
@@ -128,6 +129,8 @@ class EvidenceStore:
         )
         tables = [_past(_mapping(past)) for past in pasts]
         for text in texts:
+            # Whoever reads so much at once has other things to do as well.
+            await asyncio.sleep(0)
             for known, table in zip(tables, _tables.decode(text), strict=True):
                 if table is not None:
                     known.append(table)

@@ -175,6 +175,18 @@ async def test_a_trial_that_ended_is_forgotten_once_it_was_reported(stores: Stor
     assert await units(stores) == (Stratum(5.0, UnitCounts(units=1)),)
 
 
+async def test_trials_take_turns_where_they_are_many(stores: Stores) -> None:
+    evidence = Evidence("one")
+    trials = [replace(TRIAL, id=f"r@{number}.1") for number in range(5)]
+    for reported in (2, 4, 5):
+        for trial in trials:
+            evidence.cell("r", trial, "stable").tally.requests += 1
+            evidence.cell("r", trial, "stable").book.dirty = True
+        await evidence.flush(stores.evidence, at_most=2)
+        found = await stores.evidence.read_many([("r", trial.id) for trial in trials])
+        assert sum(each.stable.requests > 0 for each in found) == reported
+
+
 # Requests through a gateway.
 
 
