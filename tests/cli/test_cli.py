@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rollout.exchanges import unit_of
 from rollout.runs import RunEvent
 from rollout.stores import Stores
 from rollout.stores.presence import GatewayPresence
@@ -203,6 +204,18 @@ def test_cases_are_claimed_labelled_exported_and_imported(
     stats = json.loads(sluice("cases", "stats", "--json").stdout)
     assert (stats[0]["labelled"], stats[0]["open"]) == (2, 1)
     assert "triage" in sluice("cases", "stats").stdout
+
+
+def test_a_client_is_erased_and_what_was_erased_is_said(sluice: Sluice, api: LiveApi) -> None:
+    hers = replace(case("c1"), unit=unit_of("key-a", "ann"))
+    api.with_stores(lambda stores: offer(stores, hers, case("c2")))
+    done = sluice("cases", "erase", "--user", "key-a/ann", "key-a/ben", "--reason", "asked")
+    assert done.returncode == 0
+    first, second = done.stdout.splitlines()
+    assert first.startswith("erased 1 cases with 0 labels, 0 captures")
+    assert second.startswith("erased 0 cases")
+    assert "KEY_ID/STICKY" in sluice("cases", "erase", "--user", "ann").stderr
+    assert sluice("cases", "erase").returncode == 2
 
 
 async def _refuse_the_next_run(stores: Stores) -> None:
