@@ -20,6 +20,7 @@ from rollout.control.access import require_route, require_scope
 from rollout.control.context import Control
 from rollout.credentials import ApiKey, Scope
 from rollout.errors import InvalidInputError, PermissionDeniedError, SluiceError
+from rollout.gates import in_short
 
 FOLDER = Path(__file__).parent
 
@@ -122,4 +123,13 @@ def _pretty(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-templates.env.filters.update(ago=_ago, number=_number, pretty=_pretty)
+def _duration(seconds: float) -> str:
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:g} s"
+
+
+templates.env.filters.update(
+    duration=_duration, ago=_ago, number=_number, pretty=_pretty, short=in_short
+)

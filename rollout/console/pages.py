@@ -1,6 +1,6 @@
 """The pages: overview, runs, reports, and the way in and out."""
 
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 from fastapi import APIRouter, Form, Request, status
 from fastapi.responses import RedirectResponse, Response
@@ -15,8 +15,8 @@ from rollout.runs import ENDED
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
-# What a person does in a hurry; all else takes the command line or the API.
-_VERBS: frozenset[str] = frozenset({"hold", "resume", "rollback"})
+# What can be said with a button; all else takes the command line or the API.
+_VERBS: frozenset[str] = frozenset({"advance", "canary", "hold", "resume", "rollback", "withdraw"})
 _RUN_EVENTS_SHOWN = 200
 
 
@@ -76,15 +76,29 @@ async def get_overview(visitor: Here) -> Response:
 
 @router.post("/routes/{route}/{verb}")
 async def post_verb(
-    visitor: Sender, route: str, verb: Verb, reason: Annotated[str, Form(max_length=2000)] = ""
+    visitor: Sender,
+    route: str,
+    verb: Verb,
+    revision: int | None = None,
+    reason: Annotated[str, Form(max_length=2000)] = "",
+    percent: Annotated[float | None, Form(ge=0, le=100)] = None,
+    version: Annotated[str | None, Form(max_length=100)] = None,
+    back: Annotated[Literal["", "route"], Form()] = "",
 ) -> Response:
+    """`revision` is that of the page, where it matters that the visitor has seen the present one."""
     visitor.need("operate")
     visitor.need_route(route)
     if verb not in _VERBS:
         raise InvalidInputError(f"the console does not {verb}: use the command line")
-    ask = rollouts.Ask(reason=reason.strip() or "from the console")
+    ask = rollouts.Ask(
+        reason=reason.strip() or "from the console",
+        version=version,
+        percent=percent,
+        revision=revision,
+    )
     await rollouts.change(visitor.control, visitor.key, route, verb, ask)
-    return RedirectResponse(f"/#{route}", status_code=status.HTTP_303_SEE_OTHER)
+    there = f"/routes/{route}" if back == "route" else f"/#{route}"
+    return RedirectResponse(there, status_code=status.HTTP_303_SEE_OTHER)
 
 
 @router.get("/routes/{route}")

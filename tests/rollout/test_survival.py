@@ -331,17 +331,20 @@ async def test_a_killed_process_is_followed_by_another(
         house.engine.script(Reply(hold_headers=held), where=where)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "rollout.controller", "--config", str(config),
-        stderr=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
         if where is not None:
             await house.engine.wait_for_requests(1, where=where, limit=60)
         else:
             await until(lambda: _on_canary(house), "the canary", limit=60)
+        assert process.returncode is None
     finally:
-        process.kill()
-        await process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        _, said = await process.communicate()
         held.set()
+    assert b"Traceback" not in said, said.decode()
     controller = Controller(
         house.stores,
         house.client,
