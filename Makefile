@@ -17,7 +17,7 @@ ENGINE := .venv-vllm/.installed
 GPU := $(shell [ -e /dev/nvidia0 ] && command -v nvidia-smi)
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine model up demo test check format bench bench-evidence bench-rollback constraints clean
+.PHONY: help install engine model up demo test check format bench bench-many-routes bench-assignments bench-evidence bench-rollback constraints clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,12 @@ bench-rollback: install ## how long a rollback takes under load, by command (ARG
 
 bench-evidence: install ## the gates, simulated: false alarms, units needed, beside other rules (4 minutes)
 	@$(BIN)/python -m benchmarks.evidence $(ARGS)
+
+bench-many-routes: install ## a controller's tick and the store with 500 trials and 100 gateways, a minute
+	@$(BIN)/python -m benchmarks.many_routes $(ARGS)
+
+bench-assignments: install ## a million assignments: nested, sticky, independent, split as asked
+	@$(BIN)/python -m benchmarks.assignments $(ARGS)
 
 constraints: install ## pin again what pyproject.toml asks for (needs uv; look at the difference)
 	@{ sed -n '/^#/p' constraints/sluice.txt; \

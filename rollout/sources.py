@@ -30,11 +30,6 @@ class FetchLimits:
     seconds: float = 300.0
 
 
-def is_url(text: str) -> bool:
-    """Whether it is to be fetched, and is no path."""
-    return "://" in text
-
-
 def fetch_adapter(
     url: str,
     folder: Path,

@@ -10,7 +10,6 @@ from rich.text import Text
 from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.control.views import VersionView
 from rollout.errors import InvalidInputError
-from rollout.sources import is_url
 
 
 def add(parsers: Subparsers) -> None:
@@ -98,7 +97,7 @@ def _details(row: VersionView) -> Table:
 
 def _register(session: Session) -> int:
     options = session.options
-    remote = options.adapter if options.adapter and is_url(options.adapter) else None
+    remote = options.adapter if options.adapter and "://" in options.adapter else None
     local = str(Path(options.adapter).resolve()) if options.adapter and not remote else None
     row = session.client.register(
         options.route,

@@ -7,11 +7,11 @@ from typing import get_args
 
 from rollout.catalog import Catalog
 from rollout.control.context import Control
-from rollout.control.versions import require_resident
 from rollout.control.views import Changed, RolloutView, RouteView, Verb
 from rollout.credentials import ApiKey
 from rollout.engines import Placement, placement
 from rollout.errors import (
+    EngineUnavailableError,
     InvalidInputError,
     RefusedError,
     StaleRevisionError,
@@ -304,7 +304,8 @@ async def _candidate_resident(
     found = placement(version, residencies)
     if ask.force and found.on and found.missing:
         return _forced(reason, f"not resident on {', '.join(found.missing)}")
-    require_resident(version, residencies)
+    if version.adapter is not None and not found.everywhere:
+        raise EngineUnavailableError(f"{version.name} is not resident yet: {found.reason}")
     return reason
 
 

@@ -15,13 +15,8 @@ from rollout.catalog import Catalog
 from rollout.control.context import Control
 from rollout.control.views import EngineView, ReplicaView, VersionView
 from rollout.credentials import ApiKey
-from rollout.engines import DNS_SCHEME, Engine, Placement, Residency, placement
-from rollout.errors import (
-    EngineUnavailableError,
-    InvalidInputError,
-    UnavailableError,
-    UnservableError,
-)
+from rollout.engines import DNS_SCHEME, Engine, Residency, placement
+from rollout.errors import InvalidInputError, UnavailableError, UnservableError
 from rollout.sources import FetchLimits, fetch_adapter
 from rollout.versions import Prompt, Version, parse_model
 
@@ -119,14 +114,6 @@ def _urls(engine: Engine, residency: Mapping[str, Residency]) -> list[str]:
         found = (one.url for one in residency.values() if one.engine == engine.name and one.ready)
         urls += sorted(set(found) - set(urls))
     return urls
-
-
-def require_resident(version: Version, residencies: Iterable[Residency]) -> Placement:
-    """Where it is resident. Raises EngineUnavailableError unless that is on every ready replica."""
-    found = placement(version, residencies)
-    if version.adapter is not None and not found.everywhere:
-        raise EngineUnavailableError(f"{version.name} is not resident yet: {found.reason}")
-    return found
 
 
 async def _find(control: Control, name: str) -> VersionView:
