@@ -20,7 +20,7 @@ GPU := $(shell [ -e /dev/nvidia0 ] && command -v nvidia-smi)
 .PHONY: help install engine model up demo test check format bench bench-many-routes bench-assignments bench-evidence bench-rollback constraints clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## make .venv with the `sluice` command in it
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.assignments import check
 from benchmarks.dataplane import main
 from benchmarks.goals import Goal, goals_text, judge_goals
 from benchmarks.install import SkipTarget, install_from_pypi
@@ -191,3 +192,7 @@ def _cell(target: str, cpu: float, foreign: float = 0.0) -> Cell:
         foreign=foreign,
         resident_bytes=10**7,
     )
+
+
+def test_assignments_are_found_right() -> None:
+    assert [text for text, good in check(20_000) if not good] == []
