@@ -136,18 +136,22 @@ def value_of(case: Case, label: Label) -> Value:
     return "stable" if (label.choice == "first") == case.stable_first else "candidate"
 
 
-def unsure_of(comparison: Comparison) -> float:
+def unsure_of(comparison: Comparison, floor: Comparison | None = None) -> float:
     """How open it is which answer is right, in [1/4, 1].
 
-    1/4 where the pair decides itself, so that a label adds nothing to the evidence. With a judge,
-    1/2 where both orders gave the same verdict, and 1 where they contradict each other. Else, of an
-    engine that tells the probabilities of its tokens, 1 - c/2 for the less confident answer's c;
-    and 3/4 where nothing is known.
+    1/4 where the pair decides itself, so that a label adds nothing to the evidence. 1 where the
+    judge contradicted itself, or stable, asked again, did (`floor` is the pair of its two answers).
+    1/2 where the judge gave the same verdict in both orders. Else, of an engine that tells the
+    probabilities of its tokens, 1 - c/2 for the less confident answer's c; and 3/4 where nothing
+    is known.
     """
+    judgement = comparison.judgement
     if comparison.outcome is not None:
         return 0.25
-    if comparison.judgement is not None:
-        return 0.5 if comparison.judgement.consistent else 1.0
+    if (judgement and not judgement.consistent) or (floor and not floor.agrees):
+        return 1.0
+    if judgement:
+        return 0.5
     known = [
         answer.confidence
         for answer in (comparison.stable, comparison.candidate)

@@ -107,8 +107,10 @@ def shadow_request(
     return msgspec.json.encode(body)
 
 
-def case_for(comparison: Comparison, exchange: Exchange, policy: Policy) -> Case | None:
-    """The case that a person should judge, or None.
+def case_for(
+    comparison: Comparison, exchange: Exchange, policy: Policy, floor: Comparison | None = None
+) -> Case | None:
+    """The case that a person should judge, or None. `floor` is stable beside itself, if asked.
 
     Chance is the hash of the request's id, so each shadow that gets the exchange decides alike.
     Where one side failed there are no two answers to judge.
@@ -118,6 +120,7 @@ def case_for(comparison: Comparison, exchange: Exchange, policy: Policy) -> Case
     inclusion = policy.agreement_sample if comparison.agrees else policy.disagreement_sample
     if chance("sample", comparison) >= inclusion:
         return None
+    unsure = unsure_of(comparison, floor)
     return Case(
         id=_case_id(comparison),
         route=comparison.route,
@@ -129,24 +132,24 @@ def case_for(comparison: Comparison, exchange: Exchange, policy: Policy) -> Case
         agreement=comparison.agreement,
         kind=comparison.kind,
         inclusion=inclusion,
-        priority=priority_of(comparison, exchange.captured_at.timestamp()),
+        priority=priority_of(comparison, exchange.captured_at.timestamp(), unsure),
         created_at=exchange.captured_at,
         unit=exchange.unit,
         labels_needed=policy.labels_per_case,
-        unsure=unsure_of(comparison),
+        unsure=unsure,
         judgement=comparison.judgement,
     )
 
 
-def priority_of(comparison: Comparison, captured_at: float) -> float:
+def priority_of(comparison: Comparison, captured_at: float, unsure: float) -> float:
     """How far apart times how unsure times how new, as a logarithm to base 2.
 
-    It orders cases without ever being renewed, for all of them age alike. `unsure_of` says what
-    is known of how unsure a pair is. An agreement gets its distance by chance. At 0 it would always come last, and labels of
-    disagreements alone say nothing about how often a version is right.
+    It orders cases without ever being renewed, for all of them age alike. An agreement gets its
+    distance by chance. At 0 it would always come last, and labels of disagreements alone say
+    nothing about how often a version is right.
     """
     distance = chance("place", comparison) if comparison.agrees else 1.0 - comparison.agreement
-    return interest(distance, unsure_of(comparison)) + captured_at / _SECONDS_PER_HALVING
+    return interest(distance, unsure) + captured_at / _SECONDS_PER_HALVING
 
 
 def messages_of(request: str) -> tuple[Mapping[str, Any], ...]:

@@ -177,7 +177,7 @@ class ShadowWorker:
         comparison = await self._compare(exchange, answer, pairing, until)
         floor = await self._floor(exchange, pairing, until)
         policy = pairing.route.policy
-        case = case_for(comparison, exchange, policy)
+        case = case_for(comparison, exchange, policy, floor)
         settled = await self._captures.settle(taken, comparison, case, policy.maximum_cases, floor)
         if settled.state == "counted":
             self._metrics.compared.labels(comparison.kind).inc()

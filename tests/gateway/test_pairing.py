@@ -200,19 +200,43 @@ def test_what_is_further_apart_or_newer_comes_first(
 ) -> None:
     near, far = sorted((one, other), reverse=True)
     now = NOW.timestamp()
-    assert priority_of(comparison(agreement=far), now) >= priority_of(
-        comparison(agreement=near), now
+    assert priority_of(comparison(agreement=far), now, 0.5) >= priority_of(
+        comparison(agreement=near), now, 0.5
     )
     newer = (NOW + later).timestamp()
-    assert priority_of(comparison(agreement=one), newer) >= priority_of(
-        comparison(agreement=one), now
+    assert priority_of(comparison(agreement=one), newer, 0.5) >= priority_of(
+        comparison(agreement=one), now, 0.5
     )
+
+
+@given(st.floats(0, 0.99), st.floats(0.25, 1), st.floats(0.25, 1))
+def test_of_pairs_as_far_apart_the_less_sure_one_comes_first(
+    agreement: float, one: float, other: float
+) -> None:
+    sure, unsure = sorted((one, other))
+    pair, now = comparison(agreement=agreement), NOW.timestamp()
+    assert priority_of(pair, now, unsure) >= priority_of(pair, now, sure)
+
+
+def test_a_pair_half_as_unsure_is_a_day_behind() -> None:
+    pair, now = comparison(agreement=0.0), NOW.timestamp()
+    day_before = (NOW - timedelta(days=1)).timestamp()
+    assert priority_of(pair, now, 0.5) == pytest.approx(priority_of(pair, day_before, 1), abs=0.05)
+
+
+def test_a_prompt_on_which_stable_contradicts_itself_comes_before_others() -> None:
+    steady = case_for(comparison(), exchange(), Policy(), comparison(agreement=1.0))
+    wavering = case_for(comparison(), exchange(), Policy(), comparison(agreement=0.0))
+    assert steady is not None
+    assert wavering is not None
+    assert wavering.priority > steady.priority
+    assert (steady.unsure, wavering.unsure) == (0.75, 1.0)
 
 
 def test_sampled_agreements_lie_among_the_disagreements() -> None:
     now = NOW.timestamp()
-    places = [priority_of(comparison(f"r{number}", 1.0), now) for number in range(100)]
-    halfway = priority_of(comparison(agreement=0.5), now)
+    places = [priority_of(comparison(f"r{number}", 1.0), now, 0.75) for number in range(100)]
+    halfway = priority_of(comparison(agreement=0.5), now, 0.75)
     assert 30 < sum(place > halfway for place in places) < 70
 
 

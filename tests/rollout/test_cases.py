@@ -229,6 +229,13 @@ def test_how_unsure_a_pair_is(comparison: Comparison, expected: float) -> None:
     assert unsure_of(comparison) == pytest.approx(expected)
 
 
+def test_a_prompt_on_which_stable_contradicts_itself_is_unsure() -> None:
+    judged = pair(judgement=Judgement("judge", "win"))
+    assert unsure_of(judged, pair(agreement=0.3)) == 1.0
+    assert unsure_of(judged, pair(agreement=1.0)) == 0.5
+    assert unsure_of(pair(outcome="loss"), pair(agreement=0.3)) == 0.25
+
+
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_interest_grows_with_distance_and_with_doubt(one: float, other: float, by: float) -> None:
     low, high = sorted((one, other))
