@@ -17,7 +17,7 @@ ENGINE := .venv-vllm/.installed
 GPU := $(shell [ -e /dev/nvidia0 ] && command -v nvidia-smi)
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine model up demo test check format bench bench-many-routes bench-assignments bench-evidence bench-rollback constraints clean
+.PHONY: help install engine model up demo test check format bench bench-many-routes bench-assignments bench-evidence bench-rollback bench-training constraints clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ bench-many-routes: install ## a controller's tick and the store with 500 trials 
 
 bench-assignments: install ## a million assignments: nested, sticky, independent, split as asked
 	@$(BIN)/python -m benchmarks.assignments $(ARGS)
+
+bench-training: install ## useful tokens a second of the training beside TRL (ARGS="--device cuda --model 8b")
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.training $(ARGS)
 
 constraints: install ## pin again what pyproject.toml asks for (needs uv; look at the difference)
 	@{ sed -n '/^#/p' constraints/sluice.txt; \

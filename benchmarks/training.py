@@ -210,8 +210,8 @@ def random_rows(count: int, vocabulary: int) -> list[Rendered]:
     return rows
 
 
-def random_model(name: str, setting_device: torch.device, dtype: torch.dtype) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def random_model(name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     hidden, inner, layers, heads, key_heads, vocabulary = SHAPES[name]
     shape = LlamaConfig(
@@ -222,16 +222,10 @@ def random_model(name: str, setting_device: torch.device, dtype: torch.dtype) ->
         num_key_value_heads=key_heads,
         vocab_size=vocabulary,
         tie_word_embeddings=name != "8b",
-        attn_implementation="sdpa",
     )
     torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with setting_device:
-            return LlamaForCausalLM(shape)
-    finally:
-        torch.set_default_dtype(before)
+    with device:
+        return AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation="sdpa")
 
 
 def settings_of(options: argparse.Namespace) -> Mapping[str, Setting]:
