@@ -63,6 +63,9 @@ _LONGEST_BACKOFF_SECONDS = 10.0
 _OBSERVE_SECONDS = 5.0
 _FOLD_SECONDS = 60.0
 _SWEEP_SECONDS = 3600.0
+# Trials judged in a tick, those first that have waited longest: where there are more, they take
+# turns, so that a tick stays short.
+_JUDGED_IN_A_TICK = 250
 # Routes judged at the same time: enough to hide the store's latency, few enough to be kind to it.
 _JUDGED_AT_ONCE = 16
 # Open event streams of the API are cut off after this long, so that a stop is not a hang.
@@ -109,6 +112,9 @@ class Controller:
         self._wanted: frozenset[str] = frozenset()
         self._kept: set[str] = set()
         self._put: dict[str, tuple[Verdict, ...]] = {}
+        # The tick at which each route was looked at last.
+        self._ticks = 0
+        self._looked: dict[str, int] = {}
         self._judged: dict[str, tuple[_Found, Route, tuple[Verdict, ...]]] = {}
         self._progress: dict[str, tuple[str, RunEvent]] = {}
         self._discovery = discovery or Discovery(settings.engine_list())
@@ -152,7 +158,7 @@ class Controller:
             log.info("this controller %s", "leads now" if held else "does not lead any more")
 
     async def tick(self) -> None:
-        """Read, and where this controller leads, judge every trial and commit what follows."""
+        """Read, and where this controller leads, judge the trials and commit what follows."""
         self._metrics.show_leading(leading=self.leading)
         if not self._prepared:
             await self.prepare()
@@ -162,11 +168,7 @@ class Controller:
             self._put.clear()
             return
         await self._forget_removed_replicas()
-        rollouts = self._catalog.rollouts.values()
-        on_trial = [rollout for rollout in rollouts if rollout.trial or rollout.queued]
-        trials = {rollout.trial.id for rollout in on_trial if rollout.trial}
-        self._put = {trial: put for trial, put in self._put.items() if trial in trials}
-        self._judged = {trial: it for trial, it in self._judged.items() if trial in trials}
+        on_trial = self._whose_turn()
         seen = await self._look(on_trial)
         said: dict[tuple[str, str], Sequence[Verdict]] = {}
 
@@ -197,6 +199,19 @@ class Controller:
             )
             if created:
                 log.info("created route %s on engine %s", route.name, route.engine)
+
+    def _whose_turn(self) -> list[Rollout]:
+        """What is judged in this tick: who has waited longest comes first."""
+        rollouts = self._catalog.rollouts.values()
+        on_trial = {each.route: each for each in rollouts if each.trial or each.queued}
+        trials = {each.trial.id for each in on_trial.values() if each.trial}
+        self._put = {trial: put for trial, put in self._put.items() if trial in trials}
+        self._judged = {trial: it for trial, it in self._judged.items() if trial in trials}
+        looked = {route: self._looked.get(route, 0) for route in on_trial}
+        turn = sorted(looked, key=lambda route: looked[route])[:_JUDGED_IN_A_TICK]
+        self._ticks += 1
+        self._looked = looked | dict.fromkeys(turn, self._ticks)
+        return [on_trial[route] for route in turn]
 
     async def _look(self, on_trial: Sequence[Rollout]) -> Mapping[str, _Found]:
         """What is known of all trials, by route: as few questions as can be, for they are many."""
