@@ -130,6 +130,16 @@ def test_the_complete_example_of_the_configuration_is_accepted(tmp_path: Path) -
     assert set(tomllib.loads(text)) == set(Settings.model_fields) - {"source", "vllm"}
 
 
+def test_the_plans_on_the_operations_page_are_accepted(tmp_path: Path) -> None:
+    _, _, text = page("operations").partition("## A rollout plan")
+    plans = re.findall(r"^```toml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+    route = '[[routes]]\nname = "a"\nengine = "main"\nslo = { total_seconds = 2.0 }\n'
+    for plan in plans[:2]:
+        (tmp_path / "sluice.toml").write_text(route + plan)
+        assert load_settings(tmp_path / "sluice.toml", environ={}).route_list()
+
+
 @pytest.mark.anyio
 async def test_the_api_page_lists_the_routes_of_the_control_plane(tmp_path: Path) -> None:
     # Nothing is asked of it, so it need not be there.
