@@ -1,11 +1,13 @@
 """The verbs, what they require, and what they leave in the history."""
 
+from dataclasses import replace
 from typing import Any
 
 import httpx2
 import pytest
 
-from rollout.evidence import Report
+from rollout.evidence import Report, Verdict
+from rollout.policy import Policy
 from rollout.stores import Stores
 from rollout.stores.presence import GatewayPresence
 from tests.api.house import ADAPTED, AT, PROMPTED, add_key, make_resident, pass_gate
@@ -136,10 +138,115 @@ async def test_advance_takes_the_next_step_and_promotes_behind_the_last(
     assert (await post(api, "advance")).json()["rollout"]["stable"] == 2
 
 
+async def test_a_trial_keeps_the_plan_that_it_was_proposed_with(api: httpx2.AsyncClient) -> None:
+    plan = {"steps": [20, {"percent": 40, "approval": False}], "gates": ["pairs"]}
+    assert (await post(api, "propose", version=PROMPTED, plan=plan)).status_code == 200
+    body = {"engine": "main", "policy": {"steps": [5, 25], "automatic": True}}
+    assert (await api.put("/routes/triage", json=body)).status_code == 200
+    standing = (await api.get("/routes/triage/rollout")).json()["standing"]
+    steps = standing["plan"]["steps"]
+    assert [step["percent"] for step in steps] == [0, 20, 40, 100]
+    assert [step["approval"] for step in steps] == [False, True, False, True]
+    assert (standing["step"], standing["next_percent"]) == (0, 20)
+    assert [wait["kind"] for wait in standing["waits"]] == ["gate", "soak", "residency", "approval"]
+    await post(api, "advance")
+    assert await stage(api) == ("canary", 20)
+    # Between two steps it counts as at the lower one, and goes on with the one above.
+    await post(api, "canary", percent=30)
+    standing = (await api.get("/routes/triage/rollout")).json()["standing"]
+    assert (standing["step"], standing["next_percent"]) == (1, 40)
+
+
+async def test_the_route_s_plan_is_pinned_too(api: httpx2.AsyncClient) -> None:
+    await post(api, "propose", version=PROMPTED)
+    body = {"engine": "main", "policy": {"steps": [5]}}
+    assert (await api.put("/routes/triage", json=body)).status_code == 200
+    await post(api, "advance")
+    assert await stage(api) == ("canary", 1)
+
+
+@pytest.mark.parametrize(
+    ("plan", "param", "says"),
+    [
+        ({"steps": []}, "plan.steps", "1 to 50"),
+        ({"steps": [5, {"percent": 9, "gates": ["total"]}]}, "plan.steps.1.gates", "could never"),
+        ({"steps": [5, {"percent": 9, "gate": ["total"]}]}, "plan.steps.1.gate", "Unexpected"),
+        ({"steps": [5, {"percent": "all"}]}, "plan.steps.1.percent", "valid number"),
+        ({"steps": [5], "soak": 3}, "plan.soak", "Unexpected"),
+    ],
+)
+async def test_a_plan_that_makes_no_sense_is_refused_with_its_place(
+    api: httpx2.AsyncClient, plan: dict[str, Any], param: str, says: str
+) -> None:
+    refused = await post(api, "propose", version=PROMPTED, plan=plan)
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert error["param"] == param
+    assert says in error["message"]
+    assert await stage(api) == (None, None)
+
+
+async def test_a_plan_is_checked_again_when_a_version_is_proposed(
+    api: httpx2.AsyncClient, stores: Stores
+) -> None:
+    """The store may hold a policy that an older release took."""
+    route = await stores.rollouts.route("triage")
+    policy = Policy(gates=("pairs", "ttft"))
+    await stores.rollouts.put_route(replace(route, policy=policy), by="ann", at=AT, base="tiny")
+    refused = await post(api, "propose", version=PROMPTED)
+    assert refused.status_code == 400
+    assert "`ttft` could never pass" in refused.json()["error"]["message"]
+    assert "sluice route set triage" in refused.json()["error"]["message"]
+
+
+async def test_a_second_candidate_is_refused_or_waits_with_its_plan(
+    api: httpx2.AsyncClient, stores: Stores
+) -> None:
+    assert (await post(api, "propose", version=PROMPTED, queue=True)).status_code == 200
+    assert await stage(api) == ("shadow", 0)  # there was nothing to wait for
+    refused = await post(api, "propose", version=ADAPTED)
+    assert refused.status_code == 409
+    assert "--queue" in refused.json()["error"]["message"]
+    queued = await post(api, "propose", version=ADAPTED, queue=True, plan={"steps": [30]})
+    assert queued.status_code == 200
+    status = (await api.get("/routes/triage/rollout")).json()
+    assert status["queued"] == [ADAPTED]
+    waiting = status["rollout"]["queued"][0]
+    assert [step["percent"] for step in waiting["plan"]["steps"]] == [0, 30, 100]
+    again = await post(api, "propose", version=ADAPTED, queue=True)
+    assert again.status_code == 409
+    assert (await post(api, "withdraw", version=ADAPTED)).status_code == 200
+    assert (await api.get("/routes/triage/rollout")).json()["queued"] == []
+    assert (await post(api, "withdraw", version=ADAPTED)).status_code == 409
+    actions = [entry["action"] for entry in (await api.get("/audit")).json()]
+    assert actions[:2] == ["rollout.withdrawn", "rollout.queued"]
+
+
+async def test_promotion_takes_every_gate_of_the_plan(
+    api: httpx2.AsyncClient, stores: Stores
+) -> None:
+    await make_resident(stores, PROMPTED)
+    await post(api, "propose", version=PROMPTED)
+    rollout = await stores.rollouts.get("triage")
+    assert rollout.trial is not None
+    pairs = Verdict("pairs", "pass", 31.0, 20.0, 40, "not worse")
+    await stores.evidence.put_verdicts("triage", rollout.trial.id, [pairs])
+    refused = await post(api, "promote")
+    assert refused.status_code == 409
+    assert "errors has not judged yet" in refused.json()["error"]["message"]
+    bad = Verdict("feedback", "fail", 90.0, 60.0, 40, "people dislike it")
+    await stores.evidence.put_verdicts("triage", rollout.trial.id, [pairs, bad])
+    refused = await post(api, "promote")
+    assert "feedback fail: people dislike it" in refused.json()["error"]["message"]
+    assert (await post(api, "promote", force=True)).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("verb", "body", "status"),
     [
         ("propose", {}, 400),
+        ("withdraw", {}, 400),
+        ("withdraw", {"version": 2}, 409),
         ("propose", {"version": "other@1"}, 400),
         ("propose", {"version": "triage@x"}, 400),
         ("propose", {"version": "triage@99"}, 404),

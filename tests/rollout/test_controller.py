@@ -24,11 +24,11 @@ from rollout.credentials import digest_secret
 from rollout.discovery import Discovery
 from rollout.engines import Engine, Residency
 from rollout.metrics import ControllerMetrics
-from rollout.policy import Policy
+from rollout.policy import Policy, plan_of
 from rollout.routes import Route
 from rollout.runs import RunEvent, TrainingRun
 from rollout.serving import Waits, wait_resident
-from rollout.state import CanarySet, Held, Proposed, RolledBack
+from rollout.state import CanarySet, Held, Proposed, Queued, RolledBack
 from rollout.stores import open_stores
 from rollout.versions import Version
 from tests.rollout.house import LOAD, LONG_AGO, Clock, House, running, until
@@ -162,6 +162,40 @@ async def test_a_removed_replica_is_not_waited_for(house: House) -> None:
     await controller.tick()
     await controller.tick()
     assert (await house.rollout()).trial != trial.trial
+
+
+async def test_the_next_candidate_has_its_turn_when_the_trial_has_ended(house: House) -> None:
+    controller = await house.leader(automatic=False)
+    on = await house.propose()
+    version = await house.stores.rollouts.register(
+        Version("triage", 0, "main", "base", LONG_AGO, note="the next one")
+    )
+    plan = plan_of(Policy(steps=(33.0,)))
+    queued = Queued(version.number, LONG_AGO, "bob", "a hunch", plan)
+    waits = (await house.stores.rollouts.commit(on, queued)).rollout
+    held = (await house.stores.rollouts.commit(waits, Held(LONG_AGO, "ann"))).rollout
+    await controller.tick()
+    assert await house.rollout() == held
+    await house.stores.rollouts.commit(held, RolledBack(LONG_AGO, "ann"))
+    await controller.tick()
+    after = await house.rollout()
+    assert after.trial is not None
+    assert (after.trial.candidate, after.trial.plan, after.queued) == (version.number, plan, ())
+    event = (await house.stores.rollouts.history("triage"))[0].event
+    assert (event.by, event.reason) == ("sluice", "its turn has come: bob queued it (a hunch)")
+
+
+async def test_without_traffic_a_canary_stays_where_it_is(house: House) -> None:
+    controller = await house.leader(minimum_units=1, soak_seconds=0.0)
+    trial = await house.propose()
+    await house.resident("a")
+    await house.count(trial, wins=20)
+    await controller.tick()
+    canary = await house.rollout()
+    assert canary.trial is not None
+    assert canary.trial.weight == 10.0
+    await controller.tick()
+    assert await house.rollout() == canary
 
 
 async def test_one_broken_trial_keeps_no_other_from_being_judged(house: House) -> None:
