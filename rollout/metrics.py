@@ -191,6 +191,17 @@ def _gates(seen: Seen) -> Iterator[Metric]:
         },
         *labels,
     )
+    yield _gauge(
+        "sluice_trial_units",
+        "Units counted in the route's present trial, each once, by assigned arm.",
+        {
+            (route, arm): float(sum(getattr(stratum, arm).units for stratum in evidence.strata))
+            for route, evidence in seen.evidence.items()
+            for arm in ("stable", "candidate")
+        },
+        "route",
+        "arm",
+    )
     pairs: dict[tuple[str, ...], float] = {
         (route, agreement): float(count)
         for route, evidence in seen.evidence.items()
