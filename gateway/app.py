@@ -33,6 +33,7 @@ from gateway.health import Fleet
 from gateway.limits import Admission
 from gateway.metrics import Metrics
 from gateway.protocol import Exchange
+from gateway.questions import answer_questions
 from gateway.relay import Relay, find_lane, send_error
 from gateway.routing import View
 from gateway.settings import GatewaySettings
@@ -237,6 +238,7 @@ class Gateway:
                     tasks.create_task(evidence.report(stores.evidence, metrics.units_dropped)),
                     tasks.create_task(captures.run(stores.captures)),
                     tasks.create_task(feedback.run(stores)),
+                    tasks.create_task(answer_questions(stores.questions, receipts)),
                     tasks.create_task(shares.run(stores.quotas)),
                     tasks.create_task(discovery.follow(moved)),
                     tasks.create_task(health.watch(fleet, pool)),

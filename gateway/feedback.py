@@ -8,6 +8,7 @@ incarnation whose evidence it belongs to. No request waits for the store.
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Final
@@ -21,7 +22,7 @@ from gateway.metrics import Metrics
 from gateway.settings import FeedbackSection
 from rollout.credentials import ApiKey
 from rollout.errors import InvalidInputError, NotFoundError, StoreUnavailableError
-from rollout.exchanges import Arm, Feedback, Rating, Receipt
+from rollout.exchanges import Arm, Feedback, Rating, Receipt, unit_of
 from rollout.redaction import RedactionTimeoutError, Redactor
 from rollout.stores import Stores
 from rollout.stores.feedback import FeedbackStore
@@ -87,6 +88,19 @@ class Receipts:
     def find(self, key: str, request_id: str) -> _Known | None:
         place = (key, request_id)
         return self._new.get(place) or self._old.get(place)
+
+    def of_request(self, request_id: str) -> Sequence[Receipt]:
+        """What is known of requests with this id, whoever asked them. It looks at all of them."""
+        found = {
+            place: known
+            for part in (self._old, self._new)
+            for place, known in part.items()
+            if place[1] == request_id
+        }
+        return [
+            Receipt(version.route, version.number, arm, trial or None, unit or unit_of(*place))
+            for place, (version, arm, trial, _, unit) in found.items()
+        ]
 
     def rate(self, key: str, request_id: str) -> bool:
         """Whether this is the first word on the request."""

@@ -10,10 +10,12 @@ import httpx2
 from pydantic import TypeAdapter, ValidationError
 
 from rollout.cases import Choice
+from rollout.control.explain import Explanation
+from rollout.control.judging import JudgeView
 from rollout.control.views import (
     CaseView,
     Changed,
-    DatasetView,
+    DatasetDifference,
     EngineView,
     ErasureView,
     Imported,
@@ -26,6 +28,7 @@ from rollout.control.views import (
     VersionView,
 )
 from rollout.credentials import NO_LIMITS, KeyLimits
+from rollout.datasets import Contradiction, Dropped, Manifest
 from rollout.errors import (
     AuthenticationError,
     EngineUnavailableError,
@@ -33,6 +36,7 @@ from rollout.errors import (
     UnavailableError,
 )
 from rollout.evidence import Report
+from rollout.formats import Format
 from rollout.replays import Replay, ReplayReport
 from rollout.runs import RunEvent, TrainingRun
 from rollout.stores import AuditEntry, CaseStats, GatewayPresence, HistoryEntry
@@ -168,6 +172,17 @@ class ControlClient:
     def cancel_replay(self, route: str, replay: str) -> Replay:
         return self._send(Replay, "POST", f"/routes/{route}/replays/{replay}/cancel", {})
 
+    def explain(
+        self, route: str, *, request_id: str | None = None, version: str | None = None
+    ) -> Explanation:
+        """Where an answer, or a version, came from."""
+        return self._get(
+            Explanation, f"/routes/{route}/explain", request_id=request_id, version=version
+        )
+
+    def judge(self, route: str) -> JudgeView:
+        return self._get(JudgeView, f"/routes/{route}/judge")
+
     # Versions and engines
 
     def versions(self, route: str | None = None) -> list[VersionView]:
@@ -301,12 +316,43 @@ class ControlClient:
                     raise
             time.sleep(_RETRY_SECONDS)
 
-    def datasets(self, route: str | None = None) -> list[DatasetView]:
-        return self._get(list[DatasetView], "/datasets", route=route)
+    def build_dataset(self, route: str, config: JSON | None = None) -> TrainingRun:
+        """Queue a run that ends in a dataset; `follow_run` watches it."""
+        body = {"route": route, "config": config or {}}
+        return self._send(TrainingRun, "POST", "/datasets", body)
 
-    def dataset(self, digest: str) -> bytes:
+    def import_dataset(
+        self,
+        route: str,
+        content: bytes,
+        *,
+        file: str,
+        format: Format | None = None,  # the name in the API
+        config: JSON | None = None,
+    ) -> TrainingRun:
+        params = _params(route=route, file=file[:200], format=format, **(config or {}))
+        response = self._request("POST", "/datasets/import", params=params, content=content)
+        return self._read(TrainingRun, response)
+
+    def datasets(self, route: str | None = None) -> list[Manifest]:
+        return self._get(list[Manifest], "/datasets", route=route)
+
+    def manifest(self, digest: str) -> Manifest:
+        return self._get(Manifest, f"/datasets/{digest}/manifest")
+
+    def dataset(self, digest: str, format: Format = "rows", split: str | None = None) -> bytes:
         """Its rows as lines of JSON."""
-        return self._request("GET", f"/datasets/{digest}").content
+        params = _params(format=format, split=split)
+        return self._request("GET", f"/datasets/{digest}", params=params).content
+
+    def dropped(self, digest: str, reason: str | None = None) -> list[Dropped]:
+        return self._get(list[Dropped], f"/datasets/{digest}/dropped", reason=reason)
+
+    def contradictions(self, digest: str) -> list[Contradiction]:
+        return self._get(list[Contradiction], f"/datasets/{digest}/contradictions")
+
+    def compare_datasets(self, before: str, after: str) -> DatasetDifference:
+        return self._get(DatasetDifference, f"/datasets/{before}/diff", after=after)
 
     def reports(self, route: str | None = None, limit: int = 50) -> list[Report]:
         return self._get(list[Report], "/reports", route=route, limit=limit)

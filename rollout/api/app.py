@@ -12,6 +12,7 @@ from rollout.api import (
     cases,
     datasets,
     engines,
+    explain,
     health,
     keys,
     replays,
@@ -65,6 +66,7 @@ def create_app(
         routes,
         rollouts,
         replays,
+        explain,
         versions,
         engines,
         cases,
@@ -75,5 +77,8 @@ def create_app(
     ):
         app.include_router(resource.router, prefix=_PREFIX)
     add_console(app)
-    app.add_middleware(BodyLimit, unlimited=frozenset({f"{_PREFIX}/cases/import"}))
+    app.add_middleware(
+        BodyLimit,
+        unlimited=frozenset({f"{_PREFIX}/cases/import", f"{_PREFIX}{datasets.IMPORT_PATH}"}),
+    )
     return app

@@ -11,12 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from rollout.client import Confirmation
-from rollout.commands import direct, replays
+from rollout.commands import direct, explain, replays
 from rollout.commands.plans import read_plan
 from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.control.views import Changed, RolloutView, Verb
 from rollout.errors import UnavailableError
 from rollout.evidence import Evidence
+from rollout.gates import in_short
 from rollout.planner import Standing
 from rollout.state import Event, Rollout
 from rollout.stores import HistoryEntry
@@ -78,6 +79,7 @@ def add(parsers: Subparsers) -> None:
             help="wait so long for the engines to serve it and the gateways to follow",
         )
     replays.add(below)
+    explain.add(below)
     history = command(below, "history", _history, "list what happened and why", reads=True)
     history.add_argument("route")
     history.add_argument("--limit", type=int, default=30)
@@ -211,15 +213,13 @@ def _describe(view: RolloutView) -> RenderableType:
     lines += [Text(f"  resident   {line}", "yellow") for line in _missing(view)]
     if trial is not None:
         for verdict in view.verdicts:
-            needed = f", about {verdict.needed} more needed" if verdict.needed is not None else ""
             lines.append(
                 Text("  gate       ")
-                .append(f"{verdict.gate} {verdict.outcome}", _COLOURS[verdict.outcome])
-                .append(
-                    f"  e-value {verdict.value:.3g} of {verdict.threshold:.3g}, "
-                    f"{verdict.units} {verdict.counted}{needed}: {verdict.reason}"
-                )
+                .append(f"{verdict.gate} {verdict.outcome}".ljust(21), _COLOURS[verdict.outcome])
+                .append(f" {in_short(verdict)}")
             )
+            if verdict.outcome == "fail":
+                lines.append(Text(f"             {verdict.reason}"))
         if view.evidence is not None:
             lines.append(_numbers(view.evidence))
     lines.append(Text(f"  cases      {view.open_cases} wait for a person\n"))

@@ -8,12 +8,14 @@ from rollout.stores.captures import CaptureStore, Keeping, Settled, Taken
 from rollout.stores.cases import CaseStats, CaseStore
 from rollout.stores.catalog import CatalogStore
 from rollout.stores.credentials import CredentialStore
+from rollout.stores.datasets import DatasetStore
 from rollout.stores.erasure import Erased, ErasureStore
 from rollout.stores.evidence import EvidenceStore
 from rollout.stores.feedback import FeedbackStore
 from rollout.stores.leases import LeaseStore
 from rollout.stores.link import RedisLink, connect
 from rollout.stores.presence import GatewayPresence, PresenceStore
+from rollout.stores.questions import QuestionStore
 from rollout.stores.quotas import QuotaStore
 from rollout.stores.replays import ReplayStore
 from rollout.stores.rollouts import Commit, HistoryEntry, RolloutStore
@@ -52,7 +54,9 @@ class Stores:
         self.cases = CaseStore(link)
         self.erasure = ErasureStore(link, self.cases, self.captures)
         self.feedback = FeedbackStore(link)
+        self.questions = QuestionStore(link)
         self.runs = RunStore(link)
+        self.datasets = DatasetStore(link)
         self.reports = ReportStore(link)
         self.audit = AuditStore(link)
 

@@ -11,6 +11,7 @@ from rollout.stores.link import BLOCK_SECONDS, RedisLink
 
 MAXIMUM_FEEDBACK = 100_000
 _MAXIMUM_UNCLAIMED = 10_000
+_PAGE = 1000
 
 
 class FeedbackStore:
@@ -39,6 +40,19 @@ class FeedbackStore:
         table = await self._link.run("HGETALL", keys.feedback(route, trial or ""))
         found = [decode(Feedback, text) for text in table.values()]
         return sorted(found, key=lambda feedback: feedback.given_at)
+
+    async def about(self, route: str, trial: str | None, request_id: str) -> Sequence[Feedback]:
+        """What was said of one request, whoever said it. It looks at all of the trial's."""
+        literal = "".join(f"\\{sign}" if sign in "*?[]\\^-" else sign for sign in request_id)
+        found, cursor = list[Feedback](), "0"
+        while True:
+            cursor, table = await self._link.run(
+                *("HSCAN", keys.feedback(route, trial or ""), cursor),
+                *("MATCH", f"*|{literal}", "COUNT", _PAGE),
+            )
+            found += [decode(Feedback, text) for text in table.values()]
+            if str(cursor) == "0":
+                return [each for each in found if each.request_id == request_id]
 
     async def ask_around(self, feedback: Feedback) -> None:
         """Show it to every gateway: one of them may know the request.

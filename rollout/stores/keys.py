@@ -35,6 +35,7 @@ REPLAYS_QUEUED = f"{_PREFIX}:replays:queued"  # sorted set: id of each not ended
 # What callers said of answers.
 FEEDBACK_UNCLAIMED = f"{_PREFIX}:feedback:unclaimed"  # stream of Feedback without a receipt
 FEEDBACK_OF_ANY = f"{_PREFIX}:feedback:*:*"  # pattern: the hashes of all routes and trials
+QUESTIONS = f"{_PREFIX}:questions"  # stream of request ids: who answered them?
 
 # Cases and labels.
 CASES = f"{_PREFIX}:cases"  # hash: case id -> Case
@@ -52,6 +53,30 @@ RUN_FENCE = f"{_PREFIX}:runs:fence"  # integer: last token given out
 RUNS_CANCELLED = f"{_PREFIX}:runs:cancelled"  # set of run ids
 REPORTS = f"{_PREFIX}:reports"  # hash: report id -> Report
 LATEST_REPORTS = f"{_PREFIX}:reports:latest"  # hash: version name -> id of its newest report
+
+# Datasets.
+DATASETS = f"{_PREFIX}:datasets"  # hash: digest -> Manifest
+SUITES = f"{_PREFIX}:suites"  # hash: digest of the prompts -> SuiteUse
+
+
+def dataset_anchors(route: str) -> str:
+    """Hash: digest of a prompt -> that of the prompt by which its cluster is split."""
+    return f"{_PREFIX}:dataset-anchors:{route}"
+
+
+def dataset_held(route: str) -> str:
+    """Set of the anchors that were ever held out."""
+    return f"{_PREFIX}:dataset-held:{route}"
+
+
+def runs_queued(kind: str) -> str:
+    """Sorted set: id of a run of this kind that waits, by the time it was asked for (ms)."""
+    return RUNS_QUEUED if kind == "train" else f"{RUNS_QUEUED}:{kind}"
+
+
+def runs_leased(kind: str) -> str:
+    """Sorted set: id of a run of this kind that a trainer has, by the end of its lease (ms)."""
+    return RUNS_LEASED if kind == "train" else f"{RUNS_LEASED}:{kind}"
 
 
 def history(route: str) -> str:
@@ -113,6 +138,11 @@ def replay_differences(replay: str) -> str:
 def feedback(route: str, trial: str) -> str:
     """Hash: `key id|request id` -> Feedback; `trial` is empty for requests outside of one."""
     return f"{_PREFIX}:feedback:{route}:{trial}"
+
+
+def answers(question: str) -> str:
+    """List with expiry: what each gateway worker knows of the request in question."""
+    return f"{_PREFIX}:answers:{question}"
 
 
 def verdicts(route: str, trial: str) -> str:

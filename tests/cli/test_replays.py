@@ -1,4 +1,4 @@
-"""`sluice rollout replay` and `replays`, against a real control API."""
+"""`sluice rollout replay`, `replays`, `explain` and `judge`, against a real control API."""
 
 import json
 from datetime import UTC, datetime
@@ -38,3 +38,15 @@ def test_a_replay_belongs_to_its_route(sluice: Sluice, api: LiveApi) -> None:
     assert "no replay 'replay-1' of triage" in (
         sluice("rollout", "replays", "triage", "--id", "replay-1").stderr
     )
+
+
+def test_a_version_is_explained_and_a_judge_reported(sluice: Sluice) -> None:
+    assert sluice("rollout", "propose", "triage", "3", "--reason", "try it").returncode == 0
+    shown = sluice("rollout", "explain", "triage", "--version", "3").stdout
+    assert "sha256 abab" in shown
+    assert "proposed by" in shown
+    assert "try it" in shown
+    refused = sluice("rollout", "explain", "triage", "--request-id", "x")
+    assert refused.returncode == 1
+    assert "nothing is known of a request 'x'" in refused.stderr
+    assert "Cohen's kappa" in sluice("rollout", "judge", "triage").stdout
