@@ -172,6 +172,32 @@ def combine(verdicts: Sequence[Verdict], required: Sequence[str] | None = None) 
     return _joined([v for v in asked if v.outcome == "inconclusive"] or asked)
 
 
+def in_short(verdict: Verdict) -> str:
+    """What the gate measures, between which bounds, what it has to be; units; what is to come.
+
+    The reason, where nothing was measured yet.
+    """
+    if verdict.units == 0 and verdict.threshold > 0.0 and verdict.value <= 1.0:
+        return verdict.reason
+    more = "" if verdict.needed is None else f", about {verdict.needed:,} more needed"
+    return f"{_measured(verdict)}; {verdict.units:,} {verdict.counted}{more}"
+
+
+def _measured(verdict: Verdict) -> str:
+    low, high, limit = verdict.low, verdict.high, verdict.limit
+    if verdict.estimate is None or low is None or high is None or limit is None:
+        return f"e-value {_number(verdict.value)} of {_number(verdict.threshold)}"
+    if verdict.gate == "pairs":
+        return (
+            f"wins {_percent(verdict.estimate)} ({_percent(low)} to {_percent(high)}); passes "
+            f"above {_percent(limit)}, fails below 50 %"
+        )
+    return (
+        f"{100 * verdict.estimate:+.3g} points ({100 * low:+.3g} to {100 * high:+.3g}); passes "
+        f"below {100 * limit:+.3g}, fails above 0"
+    )
+
+
 def judge_pairs(
     evidence: Evidence, _report: Report | None, policy: Policy, limits: Thresholds
 ) -> Verdict:
