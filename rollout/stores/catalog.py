@@ -1,5 +1,6 @@
 """The catalog that gateways route by, and the announcements that keep it fresh."""
 
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ _WAIT_SECONDS = 1.0
 class CatalogStore:
     def __init__(self, link: RedisLink) -> None:
         self._link = link
+        self._known: dict[str, dict[str, tuple[str, Any]]] = {}
 
     async def load(self) -> Catalog:
         """Everything, as of one revision."""
@@ -35,14 +37,14 @@ class CatalogStore:
                 ("HGETALL", keys.RESIDENCY),
             ]
         )
-        by_digest = {key.digest: key for key in _values(ApiKey, credentials).values()}
+        read = self._read
         return Catalog(
             revision=int(revision or 0),
-            routes=_values(Route, routes),
-            rollouts=_values(Rollout, rollouts),
-            versions=_values(Version, versions),
-            keys=by_digest,
-            residency=_values(Residency, residency),
+            routes=read(keys.ROUTES, Route, routes),
+            rollouts=read(keys.ROLLOUTS, Rollout, rollouts),
+            versions=read(keys.VERSIONS, Version, versions),
+            keys={key.digest: key for key in read(keys.CREDENTIALS, ApiKey, credentials).values()},
+            residency=read(keys.RESIDENCY, Residency, residency),
         )
 
     async def revision(self) -> int:
@@ -68,7 +70,7 @@ class CatalogStore:
             return
         pairs: list[Any] = []
         for residency in residencies:
-            pairs += [residency.url, encode(residency)]
+            pairs += [residency.url, _in_order(residency)]
         await self._link.script(
             "announce_if_changed",
             [keys.RESIDENCY, keys.REVISION],
@@ -92,5 +94,19 @@ class CatalogStore:
         return frozenset(names)
 
 
-def _values(kind: type[T], table: Mapping[str, str]) -> dict[str, T]:
-    return {name: decode(kind, text) for name, text in table.items()}
+def _in_order(residency: Residency) -> str:
+    """Equal residencies as equal text: the order within a set is another in each process."""
+    fields = json.loads(encode(residency))
+    fields["served"].sort()
+    return json.dumps(fields, sort_keys=True)
+
+    def _read(self, part: str, kind: type[T], table: Mapping[str, str]) -> dict[str, T]:
+        """The values of a hash. What reads as it did the last time is what it was then: a commit
+        changes one rollout, and gateways that serve thousands of versions load all anew."""
+        before = self._known.get(part, {})
+        known: dict[str, tuple[str, Any]] = {}
+        for name, text in table.items():
+            found = before.get(name)
+            known[name] = (text, decode(kind, text)) if found is None or found[0] != text else found
+        self._known[part] = known
+        return {name: value for name, (_, value) in known.items()}

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rollout.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter
+from rollout.adapters import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    base_of,
+    check_adapter,
+    read_base_shapes,
+)
 from rollout.errors import UnservableError
 from trainer.base import BaseModel
 
@@ -69,6 +75,45 @@ def test_what_the_engine_refuses_is_named(adapter: Path, field: str, value: Any)
 
 def test_another_bases_adapter_is_refused(adapter: Path) -> None:
     assert refusal(adapter, base_name="other") == "base_model_name_or_path"
+
+
+def test_another_revision_of_the_base_is_refused_where_it_is_named(adapter: Path) -> None:
+    check_adapter(adapter, base_revision="r1")
+    change_config(adapter, revision="r1")
+    check_adapter(adapter, base_revision="r1")
+    assert refusal(adapter, base_revision="r2") == "revision"
+    assert base_of(adapter)[1] == "r1"
+
+
+def test_a_bases_shapes_are_read_of_its_files(adapter: Path, tiny_model_dir: Path) -> None:
+    shapes = read_base_shapes(tiny_model_dir)
+    assert shapes == BaseModel.open("tiny", tiny_model_dir).shapes()
+    assert check_adapter(adapter, base_shapes=shapes).rank == 8
+
+
+@pytest.mark.parametrize("config", ["", "[]", '{"quantization_config": {"bits": 4}}', None])
+def test_a_base_that_says_nothing_of_its_shapes_is_not_compared(
+    tmp_path: Path, tiny_model_dir: Path, config: str | None
+) -> None:
+    shutil.copyfile(tiny_model_dir / "model.safetensors", tmp_path / "model.safetensors")
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert read_base_shapes(tmp_path) is None
+    (tmp_path / "config.json").write_text("{}")
+    assert read_base_shapes(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 20)
+    assert read_base_shapes(tmp_path) is None
+
+
+def test_another_way_to_the_same_layers_is_followed(adapter: Path, tiny_model_dir: Path) -> None:
+    shapes = read_base_shapes(tiny_model_dir)
+    assert shapes is not None
+    renamed = {key.replace("model.", "model.language_model."): each for key, each in shapes.items()}
+    assert check_adapter(adapter, base_shapes=renamed).rank == 8
+    turned = {key: each[::-1] for key, each in shapes.items()}
+    assert "model.layers" in str(refusal(adapter, base_shapes=turned))
+    change_config(adapter, fan_in_fan_out=True)
+    assert check_adapter(adapter, base_shapes=turned).rank == 8
 
 
 def test_modules_that_the_base_lacks_are_refused(adapter: Path, tiny_model_dir: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,18 @@ def test_other_names_or_other_bytes_have_another_digest(folder: Path) -> None:
     second = describe(folder)
     (folder / "other").write_bytes(b"")
     assert len({first.digest, second.digest, describe(folder).digest}) == 3
+
+
+def test_what_changes_while_it_is_published_is_not_published(
+    local: ArtifactStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy_late(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes() + b"!")
+
+    monkeypatch.setattr(shutil, "copyfile", copy_late)
+    with pytest.raises(InvalidInputError, match="changed while it was read"):
+        local.publish(folder)
+    assert local.bundles() == []
 
 
 def test_a_bundle_without_its_manifest_does_not_exist(

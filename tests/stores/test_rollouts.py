@@ -170,11 +170,16 @@ async def test_the_catalog_holds_everything_of_one_revision(stores: Stores) -> N
 
 
 async def test_residency_is_announced_only_where_it_changed(stores: Stores) -> None:
-    residency = Residency("main", "http://e:1", ready=True, served=frozenset({"a", "b", "c"}))
-    await stores.catalog.put_residency([residency])
+    def residency(**missing: str) -> Residency:
+        served = frozenset({"a", "b", "c"})
+        return Residency("main", "http://e:1", ready=True, served=served, missing=missing)
+
+    await stores.catalog.put_residency([residency(d="rank", e="no room")])
     revision = await stores.catalog.revision()
-    await stores.catalog.put_residency([residency])
+    await stores.catalog.put_residency([residency(e="no room", d="rank")])
     assert await stores.catalog.revision() == revision
+    await stores.catalog.put_residency([residency(e="no room")])
+    assert await stores.catalog.revision() > revision
 
 
 async def test_announcements_begin_with_the_present_and_follow_each_change(stores: Stores) -> None:
