@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 import httpx2
 from pydantic import TypeAdapter, ValidationError
 
-from rollout.cases import Choice
+from rollout.cases import Choice, Label
 from rollout.control.explain import Explanation
 from rollout.control.judging import JudgeView
 from rollout.control.views import (
@@ -243,6 +243,9 @@ class ControlClient:
     ) -> Recorded:
         body = {"choice": choice, "correction": correction, "comment": comment}
         return self._send(Recorded, "POST", f"/cases/{case}/label", body)
+
+    def labels(self, case: str) -> list[Label]:
+        return self._get(list[Label], f"/cases/{case}/labels")
 
     def release(self, case: str) -> None:
         self._request("POST", f"/cases/{case}/release")

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -61,6 +61,12 @@ class Example:
     rejected: tuple[str, ...] = ()
     weight: float = 1.0
     labels: tuple[Vote, ...] = ()
+
+    @property
+    def answer(self) -> Message:
+        """The right answer as the assistant's message."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.gold}
+        return {**message, "tool_calls": list(self.calls)} if self.calls else message
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +231,7 @@ class Manifest:
 
     `source` is `labels`, or the name of the file that was brought in. `dropped` and `answers` are
     counts; `ledger` names the document that lists each dropped case with its reason, and each
-    contradiction. `labels` counts what it was made from. `suites` are the evaluation suites that
+    contradiction; `asked_again` of those became cases. `labels` counts what it was made from. `suites` are the evaluation suites that
     it was checked against.
     """
 
@@ -246,6 +252,110 @@ class Manifest:
     distinct_answers: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
     contradictions: int = 0
+    asked_again: int = 0
     redacted: Mapping[str, int] = field(default_factory=dict)
     suites: tuple[str, ...] = ()
     ledger: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteUse:
+    """That an evaluation suite is used. `prompts` names the document with its rows' messages."""
+
+    name: str
+    route: str
+    prompts: str
+    rows: int
+    first_used_at: datetime
+
+
+def prompt_lines(prompts: Iterable[Sequence[Message]]) -> bytes:
+    """Prompts as canonical JSONL, whatever their order."""
+    lines = sorted(_encoder.encode({"messages": list(each)}) for each in prompts)
+    return b"".join(line + b"\n" for line in lines)
+
+
+def read_prompts(content: bytes) -> list[list[Message]]:
+    return [msgspec.json.decode(line)["messages"] for line in content.splitlines()]
+
+
+def ledger_lines(dropped: Iterable[Dropped], contradictions: Iterable[Contradiction]) -> bytes:
+    """What was left out and why, as canonical JSONL."""
+    rows: list[Dropped | Contradiction] = [*dropped, *contradictions]
+    return b"".join(_encoder.encode(row) + b"\n" for row in rows)
+
+
+def read_ledger(content: bytes) -> tuple[list[Dropped], list[Contradiction]]:
+    dropped: list[Dropped] = []
+    contradictions: list[Contradiction] = []
+    for line in content.splitlines():
+        values = msgspec.json.decode(line)
+        if "reason" in values:
+            dropped.append(msgspec.convert(values, Dropped))
+        else:
+            contradictions.append(msgspec.convert(values, Contradiction))
+    return dropped, contradictions
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A row that one dataset has and another has not, or has otherwise.
+
+    `why` says for a row that is gone what became of its case, for a changed one what changed.
+    """
+
+    kind: Literal["added", "removed", "changed"]
+    case: str
+    split: Split
+    why: str = ""
+
+
+def difference(before: Dataset, after: Dataset, dropped: Iterable[Dropped]) -> list[Change]:
+    """What became of each row from one dataset to another. `dropped` is what `after` left out."""
+    reasons = {each.case: each for each in dropped}
+    old, new = _by_case(before), _by_case(after)
+    found: list[Change] = []
+    for case in sorted(old.keys() | new.keys()):
+        was, now = old.get(case), new.get(case)
+        if was is None and now is not None:
+            found.append(Change("added", case, now.split))
+        elif was is not None and now is None:
+            found.append(Change("removed", case, was.split, _became(reasons.get(case))))
+        elif was is not None and now is not None and (why := _changed(was, now)):
+            found.append(Change("changed", case, now.split, why))
+    return found
+
+
+def _by_case(dataset: Dataset) -> dict[str, Example | Unanswered]:
+    found: dict[str, Example | Unanswered] = {row.case: row for row in dataset.rows}
+    found.update((row.case, row) for row in dataset.unanswered)
+    return found
+
+
+def _became(dropped: Dropped | None) -> str:
+    if dropped is None:
+        return "its case is not labelled any more"
+    return dropped.reason + (f" ({dropped.kept})" if dropped.kept else "")
+
+
+def _changed(was: Example | Unanswered, now: Example | Unanswered) -> str:
+    parts: list[str] = []
+    if was.gold != now.gold:
+        parts.append(f"the right answer was {_short(was.gold)}, is {_short(now.gold)}")
+    if was.split != now.split:
+        parts.append(f"moved from {was.split} to {now.split}")
+    if was.messages != now.messages:
+        parts.append("the prompt is written otherwise")
+    if len(was.labels) != len(now.labels):
+        parts.append(f"{len(was.labels)} labels became {len(now.labels)}")
+    elif was.labels != now.labels or was.weight != now.weight:
+        parts.append("its labels differ")
+    if was.rejected != now.rejected:
+        parts.append("other answers were refused")
+    return "; ".join(parts)
+
+
+def _short(gold: str | None) -> str:
+    if gold is None:
+        return "none"
+    return repr(gold if len(gold) <= 60 else f"{gold[:59]}…")

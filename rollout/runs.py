@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+# What a run is to end in: a proposed version, or a dataset alone.
+RunKind = Literal["train", "dataset"]
 RunState = Literal[
     "queued",
     "dataset",
@@ -12,11 +14,12 @@ RunState = Literal[
     "publishing",
     "evaluating",
     "proposed",
+    "built",
     "refused",
     "failed",
     "cancelled",
 ]
-ENDED: frozenset[RunState] = frozenset({"proposed", "refused", "failed", "cancelled"})
+ENDED: frozenset[RunState] = frozenset({"proposed", "built", "refused", "failed", "cancelled"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class TrainingRun:
     reason: str = ""
     updated_at: datetime | None = None
     cancel_requested: bool = False
+    kind: RunKind = "train"
 
 
 @dataclass(frozen=True, slots=True)

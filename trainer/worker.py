@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rollout.artifacts import ArtifactStore
+from rollout.datasets import Manifest
 from rollout.engines import Engine
 from rollout.errors import (
     ConfigError,
@@ -33,15 +34,17 @@ from rollout.errors import (
     UnservableError,
 )
 from rollout.evidence import Report
-from rollout.runs import RunEvent, RunState, TrainingRun
+from rollout.policy import plan_of
+from rollout.runs import RunEvent, RunKind, RunState, TrainingRun
 from rollout.settings import Settings, check_section, load_settings
 from rollout.state import Proposed
 from rollout.stores import Stores, open_stores
 from rollout.versions import Prompt, Version
 from trainer import publish
 from trainer.base import BaseModel
+from trainer.build import Builder, Recipe
 from trainer.config import TrainingConfig
-from trainer.dataset import Dataset, compile_dataset
+from trainer.dataset import Dataset
 from trainer.dataset import load as load_dataset
 from trainer.evaluate import Gateway, Graded, answer_suite, compare
 from trainer.job import Job
@@ -135,13 +138,19 @@ class Worker:
             settings.artifacts_url, cache=settings.data_path / "adapters"
         )
         self._engines = {engine.name: engine for engine in settings.engine_list()}
+        self._builder = Builder(stores, self._artifacts, settings)
         self._name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
     async def serve(self, stopping: asyncio.Event) -> None:
-        """Take one run after the other."""
+        """Take one run after the other; a dataset does not wait for a training to end."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._serve("train", stopping))
+            group.create_task(self._serve("dataset", stopping))
+
+    async def _serve(self, kind: RunKind, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
             try:
-                run = await self._stores.runs.take(self._name, self._own.lease_seconds)
+                run = await self._stores.runs.take(self._name, self._own.lease_seconds, kind)
                 if run is not None:
                     await self.carry_out(run, stopping)
                     continue
@@ -218,6 +227,9 @@ class Worker:
     async def _work(self, hand: RunInHand) -> None:
         """The run from its beginning; what an earlier trainer finished is not done again."""
         await hand.advance("dataset", f"{hand.run.route}: making a dataset from the labels")
+        if hand.run.kind == "dataset":
+            await self._build(hand)
+            return
         task = await self._look_up(hand.run)
         dataset = await self._dataset(hand, task)
         suite = task.suite or heldout_suite(hand.run.route, dataset, task.schema)
@@ -279,20 +291,27 @@ class Worker:
     async def _dataset(self, hand: RunInHand, task: Task) -> Dataset:
         if hand.run.dataset is not None:
             return load_dataset(self._artifacts.document(hand.run.dataset))
-        labelled = await self._stores.cases.labelled(hand.run.route)
-        compiled = await asyncio.to_thread(
-            compile_dataset,
-            labelled,
-            heldout=0.0 if task.suite else task.config.heldout,
-            validation=task.config.validation,
-            suite_prompts=[row.messages for row in task.suite.rows] if task.suite else (),
+        recipe = Recipe(
+            heldout=0.0 if task.suite else task.config.heldout, validation=task.config.validation
         )
-        dataset = compiled.dataset
-        await asyncio.to_thread(self._artifacts.put_document, dataset.content)
-        await hand.advance(
-            "dataset", _describe(dataset, labels=len(labelled)), dataset=dataset.digest
+        dataset, manifest = await self._builder.build(
+            hand.run, recipe, task.suite, hand.note, datetime.now(UTC)
         )
+        await hand.advance("dataset", _describe(manifest), dataset=dataset.digest)
         return dataset
+
+    async def _build(self, hand: RunInHand) -> None:
+        """A run that ends in a dataset."""
+        path = suite_path(self._settings, self._own, hand.run.route)
+        suite = None
+        if path is not None:
+            suite = await asyncio.to_thread(read_suite, hand.run.route, path)
+        recipe = Recipe.from_mapping(hand.run.config, has_suite=suite is not None)
+        _, manifest = await self._builder.build(
+            hand.run, recipe, suite, hand.note, datetime.now(UTC)
+        )
+        said = _describe(manifest)
+        await hand.advance("built", said, dataset=manifest.digest, reason=said)
 
     async def _train(self, hand: RunInHand, task: Task, dataset: Dataset) -> publish.Published:
         if hand.run.adapter is not None:
@@ -379,11 +398,13 @@ class Worker:
         if report.outcome != "pass":
             await hand.advance("refused", f"not proposed: {report.reason}", reason=report.reason)
             return
+        route = await patiently(lambda: self._stores.rollouts.route(hand.run.route))
         event = Proposed(
             version=version.number,
             at=datetime.now(UTC),
             by=hand.run.created_by,
             reason=f"run {hand.run.id}, report {report.id[:12]}: {report.reason}",
+            plan=plan_of(route.policy),
         )
         try:
             before = await self._stores.rollouts.get(hand.run.route)
@@ -461,14 +482,13 @@ def _check_rows(dataset: Dataset, suite: Suite, config: TrainingConfig) -> None:
         )
 
 
-def _describe(dataset: Dataset, *, labels: int) -> str:
-    stats = dataset.stats
-    splits = ", ".join(f"{count} {name}" for name, count in sorted(stats["splits"].items()))
-    dropped = ", ".join(f"{count} {reason}" for reason, count in stats["dropped"].items())
+def _describe(manifest: Manifest) -> str:
+    splits = ", ".join(f"{count} {name}" for name, count in sorted(manifest.splits.items()))
+    dropped = ", ".join(f"{count} {reason}" for reason, count in manifest.dropped.items())
     return (
-        f"{labels} labels, {stats['rows']} rows ({splits or 'none'})"
+        f"{manifest.labels} labels, {manifest.rows} rows ({splits or 'none'})"
         + (f"; dropped: {dropped}" if dropped else "")
-        + f"; dataset {dataset.digest[:20]}"
+        + f"; dataset {manifest.digest[:20]}"
     )
 
 

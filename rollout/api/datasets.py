@@ -1,28 +1,129 @@
-"""Datasets: the snapshots that runs were trained on."""
+"""Datasets: built from labels or brought in, shown, compared, and written in other formats."""
 
-import asyncio
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Request, Response, status
+from pydantic import BaseModel, ConfigDict, Field
 
 from rollout.api.security import ControlPlane, Reader, Trainer
-from rollout.control import runs
+from rollout.control import datasets
 from rollout.control.access import require_route
-from rollout.control.views import DatasetView
+from rollout.control.views import DatasetDifference
+from rollout.datasets import Contradiction, Dropped, Manifest, Split
+from rollout.errors import InvalidInputError
+from rollout.formats import Format
+from rollout.runs import TrainingRun
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
+
+IMPORT_PATH: Final = "/datasets/import"
+_MAXIMUM_IMPORT_BYTES: Final = 256 * 2**20
+# A proxy in between must not lose patience.
+_LONGEST_WAIT: Final = 25.0
+
+Wait = Annotated[float, Query(ge=0, le=_LONGEST_WAIT)]
+
+
+class Body(BaseModel):
+    """`config` may hold `heldout` and `validation`. With `wait_seconds` it answers at the end."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    route: str
+    config: Mapping[str, Any] = Field(default_factory=dict)
+    wait_seconds: float = Field(0.0, ge=0, le=_LONGEST_WAIT)
+
+
+@router.post("", status_code=status.HTTP_202_ACCEPTED)
+async def post_dataset(control: ControlPlane, caller: Trainer, body: Body) -> TrainingRun:
+    """Ask a trainer to build one from the labels; the run's `dataset` names it once it is built."""
+    require_route(caller, body.route)
+    return await datasets.build(control, caller, body.route, body.config, body.wait_seconds)
+
+
+@router.post("/import", status_code=status.HTTP_202_ACCEPTED)
+async def post_import(
+    control: ControlPlane,
+    caller: Trainer,
+    request: Request,
+    route: str,
+    format: Format | None = None,  # the name in the query
+    file: Annotated[str, Query(max_length=200)] = "a file",
+    heldout: Annotated[float | None, Query(ge=0, le=0.9)] = None,
+    validation: Annotated[float | None, Query(ge=0, le=0.9)] = None,
+    wait_seconds: Wait = 0.0,
+) -> TrainingRun:
+    """Build one from a file's lines, by the same rules. A broken line refuses all of them."""
+    shares = {"heldout": heldout, "validation": validation}
+    return await datasets.bring_in(
+        control,
+        caller,
+        route,
+        await _bounded_body(request),
+        name=format,
+        file=file,
+        config={name: share for name, share in shares.items() if share is not None},
+        wait_seconds=wait_seconds,
+    )
 
 
 @router.get("")
 async def get_datasets(
     control: ControlPlane, caller: Reader, route: str | None = None
-) -> list[DatasetView]:
-    return await runs.datasets(control, caller, route)
+) -> list[Manifest]:
+    return await datasets.datasets(control, caller, route)
 
 
 @router.get("/{digest}", response_class=Response)
-async def get_dataset(control: ControlPlane, caller: Trainer, digest: str) -> Response:
+async def get_dataset(
+    control: ControlPlane,
+    caller: Trainer,
+    digest: str,
+    format: Format = "rows",  # the name in the query
+    split: Split | None = None,
+) -> Response:
     """The rows, one line of JSON each."""
-    dataset = await runs.dataset(control, digest)
-    require_route(caller, dataset.route)
-    content = await asyncio.to_thread(control.artifacts.document, dataset.digest)
+    content = await datasets.lines(control, caller, digest, format, split)
     return Response(content, media_type="application/jsonl")
+
+
+@router.get("/{digest}/manifest")
+async def get_manifest(control: ControlPlane, caller: Reader, digest: str) -> Manifest:
+    """What is in it, by counts."""
+    return await datasets.manifest(control, caller, digest)
+
+
+@router.get("/{digest}/dropped")
+async def get_dropped(
+    control: ControlPlane, caller: Reader, digest: str, reason: str | None = None
+) -> list[Dropped]:
+    """Each case that is not in it, and why; with `reason`, those whose reason has these words."""
+    return list(await datasets.dropped(control, caller, digest, reason))
+
+
+@router.get("/{digest}/contradictions")
+async def get_contradictions(
+    control: ControlPlane, caller: Trainer, digest: str
+) -> list[Contradiction]:
+    """Cases with the same input and different right answers."""
+    return list(await datasets.contradictions(control, caller, digest))
+
+
+@router.get("/{digest}/diff")
+async def get_diff(
+    control: ControlPlane, caller: Trainer, digest: str, after: str
+) -> DatasetDifference:
+    """What became of each of its rows in another dataset, `after`."""
+    return await datasets.compare(control, caller, digest, after)
+
+
+async def _bounded_body(request: Request) -> bytes:
+    chunks = bytearray()
+    async for chunk in request.stream():
+        chunks += chunk
+        if len(chunks) > _MAXIMUM_IMPORT_BYTES:
+            raise InvalidInputError(
+                f"more than {_MAXIMUM_IMPORT_BYTES // 2**20} MiB: import the file in parts"
+            )
+    return bytes(chunks)

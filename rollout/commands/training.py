@@ -1,6 +1,5 @@
-"""`sluice train`, `sluice runs` and `sluice dataset`: from labels to a proposed version."""
+"""`sluice train` and `sluice runs`: from labels to a proposed version."""
 
-import sys
 import tomllib
 from typing import Any
 
@@ -16,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from rollout.commands.session import Session, Subparsers, command, noun, table
-from rollout.control.views import DatasetView
 from rollout.errors import InvalidInputError, UnavailableError
 from rollout.runs import RunEvent, TrainingRun
 
@@ -41,16 +39,11 @@ def add(parsers: Subparsers) -> None:
     follow.add_argument("id", metavar="RUN")
     cancel = command(below, "cancel", _cancel, "ask a run to stop")
     cancel.add_argument("id", metavar="RUN")
-    data = noun(parsers, "dataset", "list and show the snapshots that runs were trained on")
-    datasets = command(data, "list", _datasets, "list the datasets", reads=True)
-    datasets.add_argument("route", nargs="?")
-    dataset = command(data, "show", _dataset, "write a dataset's rows as lines of JSON")
-    dataset.add_argument("digest")
 
 
 def _train(session: Session) -> int:
     options = session.options
-    run = session.client.start_run(options.route, dict(_pair(text) for text in options.set))
+    run = session.client.start_run(options.route, dict(pair(text) for text in options.set))
     if options.detach:
         session.say(run.id)
         return 0
@@ -61,7 +54,7 @@ def _train(session: Session) -> int:
 def _watch(session: Session, run_id: str) -> int:
     """Follow to the end. Ctrl-C stops the watching, never the run."""
     try:
-        ended = _show_progress(session, run_id)
+        ended = show_progress(session, run_id)
     except KeyboardInterrupt:
         session.say(
             f"\n{run_id} goes on without you: `sluice runs follow {run_id}` shows it again,"
@@ -75,7 +68,8 @@ def _watch(session: Session, run_id: str) -> int:
     return 1
 
 
-def _show_progress(session: Session, run_id: str) -> TrainingRun:
+def show_progress(session: Session, run_id: str, *, quiet: bool = False) -> TrainingRun:
+    """Follow a run to its end, with a bar at a terminal and lines elsewhere."""
     columns = (
         TextColumn("{task.description:<11}"),
         BarColumn(),
@@ -83,13 +77,17 @@ def _show_progress(session: Session, run_id: str) -> TrainingRun:
         TimeElapsedColumn(),
         TextColumn("[dim]{task.fields[message]}", markup=True),
     )
-    with Progress(*columns, console=session.out, disable=not session.out.is_terminal) as bars:
+    with Progress(
+        *columns, console=session.out, disable=quiet or not session.out.is_terminal
+    ) as bars:
         tasks: dict[str, TaskID] = {}
         for item in session.client.follow_run(run_id):
             if isinstance(item, TrainingRun):
                 for task in tasks.values():
                     bars.stop_task(task)
                 return item
+            if quiet:
+                continue
             if session.out.is_terminal:
                 _advance(bars, tasks, item)
             else:
@@ -168,26 +166,7 @@ def _cancel(session: Session) -> int:
     return 0
 
 
-def _datasets(session: Session) -> int:
-    rows = session.client.datasets(session.options.route)
-    session.show(list[DatasetView], rows, lambda: _datasets_table(rows))
-    return 0
-
-
-def _datasets_table(rows: list[DatasetView]) -> Table:
-    made = table("DATASET", "ROUTE", "RUN", "MADE")
-    for row in rows:
-        made.add_row(row.digest, Text(row.route), row.run, f"{row.created_at:%Y-%m-%d %H:%M}")
-    return made
-
-
-def _dataset(session: Session) -> int:
-    sys.stdout.buffer.write(session.client.dataset(session.options.digest))
-    sys.stdout.buffer.flush()
-    return 0
-
-
-def _pair(text: str) -> tuple[str, Any]:
+def pair(text: str) -> tuple[str, Any]:
     """`epochs=2` with the value read as TOML, and as text where it is none."""
     key, equals, value = text.partition("=")
     if not equals or not key:

@@ -5,14 +5,12 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from rollout.control.context import Control
-from rollout.control.views import DatasetView
 from rollout.credentials import ApiKey
 from rollout.errors import ConflictError, NotFoundError
 from rollout.runs import ENDED, RunEvent, TrainingRun
 
 # One trainer works on one run at a time: what is queued beyond this waits for days.
 _MAXIMUM_WAITING = 10
-_RUNS_LOOKED_AT = 1000
 
 
 async def start(
@@ -68,24 +66,6 @@ async def events(control: Control, run_id: str) -> list[RunEvent]:
         found += [event for _, event in page]
         after = page[-1][0]
     return found
-
-
-async def datasets(control: Control, caller: ApiKey, route: str | None) -> list[DatasetView]:
-    """What the latest runs were trained on, the newest first, each dataset once."""
-    found: dict[str, DatasetView] = {}
-    for each in await runs(control, caller, route, _RUNS_LOOKED_AT):
-        if each.dataset is not None:
-            found.setdefault(
-                each.dataset, DatasetView(each.dataset, each.route, each.id, each.created_at)
-            )
-    return list(found.values())
-
-
-async def dataset(control: Control, digest: str) -> DatasetView:
-    for each in await control.stores.runs.list(None, _RUNS_LOOKED_AT):
-        if each.dataset == digest:
-            return DatasetView(digest, each.route, each.id, each.created_at)
-    raise NotFoundError(f"there is no dataset {digest!r}: `sluice dataset list` shows them")
 
 
 async def follow(

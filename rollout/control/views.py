@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from rollout.cases import Case, CaseState, Label, decide
 from rollout.credentials import NO_LIMITS, KeyLimits
+from rollout.datasets import Change, Manifest
 from rollout.engines import Placement
 from rollout.evidence import Evidence, Verdict
 from rollout.exchanges import Answer
@@ -152,13 +153,12 @@ class ErasureView:
 
 
 @dataclass(frozen=True, slots=True)
-class DatasetView:
-    """A snapshot that a run was trained on. `digest` names its bytes."""
+class DatasetDifference:
+    """What became of each row of `before` in `after`, and which are new; sorted by case."""
 
-    digest: str
-    route: str
-    run: str
-    created_at: datetime
+    before: Manifest
+    after: Manifest
+    changes: tuple[Change, ...]
 
 
 @dataclass(frozen=True, slots=True)
