@@ -13,7 +13,7 @@ from gateway.evidence import Cell, Evidence, TrialArm
 from gateway.feedback import Receipts
 from gateway.metrics import Bound, Metrics
 from gateway.quota import Ticket
-from gateway.routing import Served, wants_capture, wants_idle_capture
+from gateway.routing import Served, wants_capture
 from gateway.shapes import Usage
 from gateway.wire import EMBEDDINGS
 from rollout.errors import SluiceError
@@ -43,7 +43,7 @@ class Accounts:
                 call.capture = (
                     not call.no_capture
                     and call.path != EMBEDDINGS
-                    and wants_idle_capture(route, call.id)
+                    and wants_capture(call.id, route.capture_idle)
                 )
                 if call.capture:
                     # No arm needs it, but who asks that their words be erased does.
@@ -58,7 +58,7 @@ class Accounts:
         call.capture = (
             not call.no_capture
             and call.path != EMBEDDINGS
-            and wants_capture(trial, call.id, route.capture)
+            and wants_capture(call.id, route.capture)
         )
 
     def refused(self, call: Call, code: int) -> None:

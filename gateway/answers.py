@@ -103,7 +103,7 @@ class _Reading:
         )
 
     def whole(self, body: Any) -> None:
-        if not isinstance(body, Mapping):
+        if not isinstance(body, dict):
             self.error = "the engine answered with something that is no JSON object"
         elif message := _error_message(body):
             self.error = message
@@ -120,7 +120,7 @@ class _Reading:
             self.finished = True
             return
         body = _decode(data)
-        if not isinstance(body, Mapping):
+        if not isinstance(body, dict):
             self.error = self.error or "an event of the stream is no JSON object"
         elif message := _error_message(body):
             self.error = self.error or message
@@ -138,7 +138,7 @@ class _Reading:
             self.logprobs += _logprobs(choice.get("logprobs"))
             message = choice.get(part)
             # The older completions have their text in the choice itself.
-            self._message(message if isinstance(message, Mapping) else choice)
+            self._message(message if isinstance(message, dict) else choice)
 
     def _message(self, message: JsonObject) -> None:
         for name in ("content", "text", "refusal"):
@@ -146,7 +146,7 @@ class _Reading:
                 self.texts.append(text)
         for position, call in enumerate(_objects(message.get("tool_calls"))):
             self._tool(call.get("index", position)).add(call.get("id"), call.get("function"))
-        if isinstance(old_style := message.get("function_call"), Mapping):
+        if isinstance(old_style := message.get("function_call"), dict):
             self._tool(0).add(None, old_style)
 
     def _tool(self, index: int) -> "_Tool":
@@ -154,7 +154,7 @@ class _Reading:
 
     def _usage(self, body: JsonObject) -> None:
         usage = body.get("usage")
-        if not isinstance(usage, Mapping):
+        if not isinstance(usage, dict):
             return
         self.prompt_tokens = usage.get("prompt_tokens") or usage.get("input_tokens") or 0
         self.completion_tokens = usage.get("completion_tokens") or usage.get("output_tokens") or 0
@@ -175,7 +175,7 @@ class _Reading:
         if kind == "response.output_text.delta":
             self.texts.append(str(body.get("delta", "")))
         response = body.get("response")
-        if isinstance(response, Mapping) and kind in _LAST_OF_RESPONSE:
+        if isinstance(response, dict) and kind in _LAST_OF_RESPONSE:
             self.finished = True
             self._response(response)
             if kind == "response.failed":
@@ -196,7 +196,7 @@ class _Tool:
     def add(self, call_id: Any, function: Any) -> None:
         if isinstance(call_id, str):
             self.id = call_id
-        if isinstance(function, Mapping):
+        if isinstance(function, dict):
             self.name = function.get("name") or self.name
             self.arguments.append(function.get("arguments") or "")
 
@@ -232,12 +232,12 @@ def _decode(data: bytes) -> Any:
 
 def _error_message(body: Any) -> str | None:
     """OpenAI's error object, or vLLM's bare string; None where the body carries no error."""
-    error = body.get("error") if isinstance(body, Mapping) else None
-    if isinstance(error, Mapping):
+    error = body.get("error") if isinstance(body, dict) else None
+    if isinstance(error, dict):
         return str(error.get("message") or error)
     return str(error) if error else None
 
 
 def _objects(value: Any) -> Iterator[JsonObject]:
     if isinstance(value, list):
-        yield from (item for item in value if isinstance(item, Mapping))
+        yield from (item for item in value if isinstance(item, dict))

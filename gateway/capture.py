@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
+from time import perf_counter
 from typing import Final
 
 from gateway.answers import answer_from_body, answer_from_stream
@@ -18,6 +19,8 @@ from rollout.stores.captures import CaptureStore
 _log = logging.getLogger(__name__)
 # A short exchange is redacted faster than a thread is asked to.
 _SHORT_BYTES: Final = 16 * 1024
+# How long other things wait while exchanges are read.
+_AT_ONCE_SECONDS: Final = 0.0005
 
 
 @dataclass(slots=True)
@@ -144,12 +147,15 @@ class Captures:
 
     async def _append(self, store: CaptureStore, batch: list[Seen]) -> None:
         exchanges: list[Exchange] = []
+        until = perf_counter() + _AT_ONCE_SECONDS
         for seen in batch:
             exchange = await self._redacted(seen)
             if exchange is not None:
                 exchanges.append(exchange)
             # Reading is done bit by bit, so that no stream waits for a whole batch.
-            await asyncio.sleep(0)
+            if perf_counter() > until:
+                await asyncio.sleep(0)
+                until = perf_counter() + _AT_ONCE_SECONDS
         try:
             await store.append(exchanges)
         except StoreUnavailableError:

@@ -374,7 +374,7 @@ class Evidence:
                     since = loop.time()
                     self._open_ledger()
             except StoreUnavailableError:
-                continue
+                pass  # it is all reported later
             except Exception:  # noqa: BLE001 - this loop must not end; it says what happened
                 _log.exception("evidence could not be reported; it is tried again")
             finally:

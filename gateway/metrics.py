@@ -24,16 +24,18 @@ from rollout.exchanges import Arm, Rating
 from rollout.versions import Version
 
 # As in the OpenTelemetry GenAI conventions.
-_DURATION: Final = (
+_DURATION: Final[tuple[float, ...]] = (
     0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
 )  # fmt: skip
-_FIRST_TOKEN: Final = (
+_FIRST_TOKEN: Final[tuple[float, ...]] = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 )  # fmt: skip
-_INTER_TOKEN: Final = (
+_INTER_TOKEN: Final[tuple[float, ...]] = (
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
 )  # fmt: skip
-_OVERHEAD: Final = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1)
+_OVERHEAD: Final[tuple[float, ...]] = (
+    0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1,
+)  # fmt: skip
 _LAG_SECONDS: Final = 0.25
 # At a high rate that is many requests, at a low one nobody minds a timer for each.
 _TOLD_AFTER_SECONDS: Final = 0.005

@@ -233,7 +233,7 @@ class Relay:
 
     def _next_id(self) -> str:
         self._last_id += 1
-        return f"{self._id_prefix}{self._last_id:x}"
+        return self._id_prefix + str(self._last_id)
 
     async def _read_body(
         self, receive: Receive, headers: Iterable[tuple[bytes, bytes]]

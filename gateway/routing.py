@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
@@ -14,6 +15,8 @@ from rollout.exchanges import Arm
 from rollout.routes import Route
 from rollout.state import Trial
 from rollout.versions import Version
+
+_PLACES: Final = 2**32
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,21 +113,15 @@ def on_candidate(trial: Trial, unit: str) -> bool:
     return trial.weight > 0 and bucket(trial.id, unit) * 100 < trial.weight
 
 
-def wants_capture(trial: Trial, request_id: str, rate: float) -> bool:
-    """Whether the shadow gets this exchange; `rate` is the chance of it.
+def wants_capture(request_id: str, rate: float) -> bool:
+    """Whether this exchange is kept; `rate` is the chance of it.
 
-    A checksum is as good here as a keyed hash: nobody gains by choosing which exchange is kept, and
-    it says nothing about the arm.
+    A checksum is as good here as a keyed hash, for nobody gains by choosing what is kept. The ids
+    of one worker follow one another, and their checksums lie in lines; multiplied by an odd number
+    and cut off they lie as if by chance (Knuth, The Art of Computer Programming, 6.4).
     """
-    return (
-        rate > 0 and zlib.crc32(request_id.encode(), zlib.crc32(trial.id.encode())) < rate * 2**32
-    )
-
-
-def wants_idle_capture(route: Route, request_id: str) -> bool:
-    """Whether this exchange is kept for replays though no version is on trial."""
-    salted = zlib.crc32(request_id.encode(), zlib.crc32(route.name.encode()))
-    return salted < route.capture_idle * 2**32
+    place = zlib.crc32(request_id.encode()) * 0x9E3779B1 % _PLACES
+    return place < rate * _PLACES
 
 
 def _served(

@@ -8,7 +8,7 @@ once is not changed by a second time.
 import json
 import re
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
@@ -52,6 +52,7 @@ _OVERLAP: Final = 48
 _JSON_STRING: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?', re.DOTALL)
 # A picture in a message; digits in it are not for people.
 _DATA_URL: Final = re.compile(r"data:[\w/.+;=-]{1,128};base64,[A-Za-z0-9+/=_-]*")
+_NOTHING: Final[Mapping[str, int]] = {}
 # Looks at the grammar alone: no number is too large for it.
 _raw: Final = msgspec.json.Decoder(msgspec.Raw)
 # JSON in a string in JSON, as the arguments of a tool call are.
@@ -149,12 +150,11 @@ class Redactor:
 
     def exchange(self, exchange: Exchange) -> Redacted:
         run = self._run()
-        done = replace(
-            exchange,
-            request=run.document(exchange.request),
-            answer=run.answer(exchange.answer),
-        )
-        return Redacted(done, dict(run.counts))
+        request, answer = run.document(exchange.request), run.answer(exchange.answer)
+        # Most hold nothing, and copying costs more than looking.
+        if request == exchange.request and answer is exchange.answer:
+            return Redacted(exchange, _NOTHING)
+        return Redacted(replace(exchange, request=request, answer=answer), dict(run.counts))
 
     def value(self, value: T) -> tuple[T, Mapping[str, int]] | None:
         """A decoded JSON value and how often each kind was found in it; None: it took too long."""
@@ -217,12 +217,16 @@ class _Run:
         self._placeholder = placeholder
         self._always_look = look
         self._clock = clock
-        self.counts: Counter[str] = Counter()
+        self.counts: defaultdict[str, int] = defaultdict(int)
 
     def answer(self, answer: Answer) -> Answer:
+        """The very same answer where there is nothing in it."""
+        text = self.string(answer.text)
+        if text == answer.text and not answer.tool_calls and answer.error is None:
+            return answer
         return replace(
             answer,
-            text=self.string(answer.text),
+            text=text,
             tool_calls=tuple(self.value(call) for call in answer.tool_calls),
             error=None if answer.error is None else self.string(answer.error),
         )

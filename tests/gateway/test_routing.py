@@ -1,5 +1,6 @@
 """Which version answers: sticky, nested, and the same everywhere."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -126,8 +127,19 @@ def test_a_bucket_lies_in_the_unit_interval_for_salts_of_any_length(salt: str, u
 
 @given(units)
 def test_capture_rates_are_chances(request_id: str) -> None:
-    assert not wants_capture(trial(0), request_id, 0.0)
-    assert wants_capture(trial(0), request_id, 1.0)
+    assert not wants_capture(request_id, 0.0)
+    assert wants_capture(request_id, 1.0)
+
+
+def test_ids_that_follow_one_another_are_captured_as_if_by_chance() -> None:
+    rate, count = 0.1, 20_000
+    kept = sum(wants_capture(f"3f2a9c-{number}", rate) for number in range(count))
+    assert abs(kept - count * rate) < 4 * math.sqrt(count * rate * (1 - rate))
+    in_thousands = [
+        sum(wants_capture(f"3f2a9c-{first + n}", rate) for n in range(1000))
+        for first in range(0, count, 1000)
+    ]
+    assert max(abs(each - 100) for each in in_thousands) < 4 * math.sqrt(1000 * rate * (1 - rate))
 
 
 def test_a_route_without_a_trial_is_answered_by_stable() -> None:
