@@ -93,13 +93,6 @@ class CatalogStore:
         )
         return frozenset(names)
 
-
-def _in_order(residency: Residency) -> str:
-    """Equal residencies as equal text: the order within a set is another in each process."""
-    fields = json.loads(encode(residency))
-    fields["served"].sort()
-    return json.dumps(fields, sort_keys=True)
-
     def _read(self, part: str, kind: type[T], table: Mapping[str, str]) -> dict[str, T]:
         """The values of a hash. What reads as it did the last time is what it was then: a commit
         changes one rollout, and gateways that serve thousands of versions load all anew."""
@@ -110,3 +103,10 @@ def _in_order(residency: Residency) -> str:
             known[name] = (text, decode(kind, text)) if found is None or found[0] != text else found
         self._known[part] = known
         return {name: value for name, (_, value) in known.items()}
+
+
+def _in_order(residency: Residency) -> str:
+    """Equal residencies as equal text: the order within a set is another in each process."""
+    fields = json.loads(encode(residency))
+    fields["served"].sort()
+    return json.dumps(fields, sort_keys=True)
