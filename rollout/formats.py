@@ -75,7 +75,7 @@ def read_rows(content: bytes, route: str, name: Format | None = None, by: str = 
             raise _broken(number, exc.reason) from exc
         made = _row(read, route, by, seen)
         (rows if isinstance(made, Example) else unanswered).append(made)  # type: ignore[arg-type]
-    if name is None:
+    if name is None or not (rows or unanswered):
         raise InvalidInputError("the file holds no rows; nothing was imported")
     return Imported(name, tuple(rows), tuple(unanswered))
 
