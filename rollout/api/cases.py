@@ -8,7 +8,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from rollout.api.security import Admin, ControlPlane, Labeler, Reader, Trainer
-from rollout.cases import CaseState, Choice
+from rollout.cases import CaseState, Choice, Label
 from rollout.control import cases, erasure
 from rollout.control.views import CaseView, ErasureView, Imported, Recorded
 from rollout.errors import InvalidInputError
@@ -117,6 +117,12 @@ async def post_label(
     return await cases.label(
         control, caller, case, body.choice, correction=body.correction, comment=body.comment
     )
+
+
+@router.get("/{case}/labels")
+async def get_labels(control: ControlPlane, caller: Trainer, case: str) -> Sequence[Label]:
+    """Who said what of a case and when, the oldest first."""
+    return await cases.labels(control, caller, case)
 
 
 @router.post("/{case}/release", status_code=status.HTTP_204_NO_CONTENT)

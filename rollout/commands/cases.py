@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from rollout.cases import CaseState
+from rollout.cases import CaseState, Label
 from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.control.views import AnswerView, CaseView, ErasureView
 from rollout.errors import InvalidInputError
@@ -33,6 +33,8 @@ def add(parsers: Subparsers) -> None:
     label.add_argument("choice", choices=("first", "second", "both", "neither"))
     label.add_argument("--correction", help="the answer that would have been right")
     label.add_argument("--comment", default="")
+    labels = command(below, "labels", _labels, "who said what of a case, and when", reads=True)
+    labels.add_argument("case")
     release = command(below, "release", _release, "give a claimed case back unlabelled")
     release.add_argument("case")
     export = command(below, "export", _export, "write the labelled cases as lines of JSON")
@@ -129,6 +131,25 @@ def _label(session: Session) -> int:
         return 1
     session.say(f"{options.case}: {options.choice}")
     return 0
+
+
+def _labels(session: Session) -> int:
+    rows = session.client.labels(session.options.case)
+    session.show(list[Label], rows, lambda: _labels_table(rows))
+    return 0
+
+
+def _labels_table(rows: list[Label]) -> Table:
+    made = table("LABELER", "WHEN", "CHOICE", "CORRECTION", "COMMENT")
+    for row in rows:
+        made.add_row(
+            Text(row.labeler),
+            f"{row.labelled_at:%Y-%m-%d %H:%M}",
+            row.choice,
+            Text(row.correction or "–"),
+            Text(row.comment or "–"),
+        )
+    return made
 
 
 def _release(session: Session) -> int:

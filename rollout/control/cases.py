@@ -88,6 +88,14 @@ async def label(
     return Recorded(recorded=recorded)
 
 
+async def labels(control: Control, caller: ApiKey, case_id: str) -> Sequence[Label]:
+    """All that was said of a case, which is not for those who are to label it."""
+    case = await control.stores.cases.get(case_id)
+    if not caller.allows_route(case.route):
+        raise NotFoundError(f"there is no case {case_id!r}")
+    return (await control.stores.cases.labels([case_id]))[case_id]
+
+
 async def release(control: Control, caller: ApiKey, case_id: str) -> None:
     await control.stores.cases.release(case_id, caller.name)
 

@@ -127,6 +127,12 @@ async def test_people_see_how_many_labels_a_case_has_and_not_what_others_said(
         assert (await api.post("/cases/claim", json={}, headers=who)).json() == []
     (listed,) = (await api.get("/cases?state=disputed", headers=people[0])).json()
     assert (listed["labels"], listed["needed"], listed["mine"]) == (3, 3, True)
+    assert (await api.get("/cases/c1/labels", headers=people[0])).status_code == 403
+    said = (await api.get("/cases/c1/labels")).json()
+    assert [(each["labeler"], each["choice"]) for each in said] == [
+        ("ann", "first"), ("ben", "second"), ("cyd", "both")
+    ]  # fmt: skip
+    assert (await api.get("/cases/none/labels")).status_code == 404
     (stats,) = (await api.get("/cases/stats")).json()
     assert stats["disputed"] == 1
     assert stats["agreement"] == {"alpha": 0.0, "cases": 1}

@@ -191,6 +191,8 @@ def test_cases_are_claimed_labelled_exported_and_imported(
     assert sluice("cases", "release", claimed["id"]).returncode == 0
     assert sluice("cases", "label", "c1", "neither", "--correction", "maybe").returncode == 0
     assert sluice("cases", "label", "c1", "first").returncode == 1
+    (said,) = json.loads(sluice("cases", "labels", "c1", "--json").stdout)
+    assert (said["choice"], said["correction"]) == ("neither", "maybe")
     done = sluice("cases", "export", "-o", "labels.jsonl")
     assert "1 labelled cases" in done.stdout
     lines = sluice("cases", "export", "triage").stdout
