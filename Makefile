@@ -15,9 +15,14 @@ INSTALLED := .venv/.installed
 ENGINE := .venv-vllm/.installed
 # The CUDA build of vLLM is of use only where there is a driver to run it.
 GPU := $(shell [ -e /dev/nvidia0 ] && command -v nvidia-smi)
+# A copy of the packages with the data plane's hot path compiled to C, as the images have it.
+COMPILED := .cache/compiled
+SOURCES := setup.py pyproject.toml $(shell find gateway rollout trainer -name '*.py' -o -name '*.lua' -o -path '*/console/*.*')
+# What is in it comes before the checkout, also in processes that a test or a benchmark starts.
+WITH_COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(COMPILED):$(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine model up demo test check format bench bench-many-routes bench-assignments bench-evidence bench-rollback bench-training constraints clean
+.PHONY: help install engine model up demo test test-compiled compiled check format bench bench-dataset bench-many-routes bench-assignments bench-evidence bench-rollback bench-training constraints clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +44,11 @@ demo: install engine model ## the whole loop on real sentences, about 20 minutes
 test: install engine ## run all tests (ARGS="-k name" picks some)
 	@$(BIN)/python -m pytest $(ARGS)
 
+test-compiled: compiled ## the data plane's tests once more, on the compiled hot path
+	@$(WITH_COMPILED) $(BIN)/python -m pytest tests/gateway $(ARGS)
+
+compiled: $(COMPILED)/.built ## compile the hot path to C beside the checkout (needs a C compiler and Python.h)
+
 check: install ## format, lint, types, import contracts
 	@echo "make: ruff format --check" && $(BIN)/ruff format --check .
 	@echo "make: ruff check" && $(BIN)/ruff check .
@@ -50,6 +60,7 @@ format: install ## write the formatting, and the fixes that are safe
 	@$(BIN)/ruff format .
 
 bench: install ## the data plane beside its peers: CPU, latency, streams, memory, goals (ARGS=--quick)
+	@$(MAKE) --no-print-directory compiled || echo "make: Sluice is measured as plain Python"
 	@$(BIN)/python -m benchmarks.dataplane $(ARGS)
 
 bench-rollback: install ## how long a rollback takes under load, by command (ARGS=--rounds=5)
@@ -66,6 +77,9 @@ bench-assignments: install ## a million assignments: nested, sticky, independent
 
 bench-training: install ## useful tokens a second of the training beside TRL (ARGS="--device cuda --model 8b")
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.training $(ARGS)
+
+bench-dataset: install ## build a dataset of 100,000 made-up labels: seconds, memory, what was dropped
+	@$(BIN)/python -m benchmarks.dataset $(ARGS)
 
 constraints: install ## pin again what pyproject.toml asks for (needs uv; look at the difference)
 	@{ sed -n '/^#/p' constraints/sluice.txt; \
@@ -86,6 +100,15 @@ $(INSTALLED): pyproject.toml constraints/sluice.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { \
 	  echo "make: $(PYTHON) has no venv module (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
 	@$(BIN)/python -m pip install -qq -c constraints/sluice.txt -e '.[trainer,dev]'
+	@touch $@
+
+$(COMPILED)/.built: $(SOURCES) | $(INSTALLED)
+	@command -v cc >/dev/null && $(BIN)/python -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null || { \
+	  echo "make: to compile the hot path, install a C compiler and Python.h (Debian, Ubuntu: apt-get install gcc python3-dev)" >&2; exit 1; }
+	@echo "make: compiling the hot path (a minute; next time only what changed)"
+	@rm -rf $(COMPILED) && mkdir -p $(COMPILED)
+	@SLUICE_COMPILE=1 $(BIN)/python setup.py -q build --build-base .cache/build --build-lib $(COMPILED) > .cache/compile.log 2>&1 || { \
+	  tail -20 .cache/compile.log >&2; exit 1; }
 	@touch $@
 
 VLLM_PIP := .venv-vllm/bin/python -m pip install -qq

@@ -5,13 +5,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout.cases import LabelledCase
+from rollout.datasets import difference
 from rollout.errors import InvalidInputError
-from tests.trainer.samples import labelled, sentences
-from trainer.dataset import Dataset, compile_dataset, load, split_of
+from tests.trainer.samples import AT, labelled, sentences
+from trainer.dataset import NOWHERE, Dataset, cases_for, compile_dataset, load, split_of
+from trainer.dataset.near import is_near, near_pairs
 
 
 def compiled(*rows: LabelledCase, heldout: float = 0.2) -> Dataset:
@@ -138,6 +140,7 @@ def test_the_same_labels_in_any_order_are_the_same_dataset() -> None:
     )
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 200), unique=True, min_size=1), st.integers(1, 100))
 def test_later_labels_never_move_an_earlier_row(numbers: list[int], cut: int) -> None:
     rows = sorted((sentences(201)[number] for number in numbers), key=lambda row: row.case.id)
@@ -147,6 +150,219 @@ def test_later_labels_never_move_an_earlier_row(numbers: list[int], cut: int) ->
         for row in compile_dataset(rows, heldout=0.3, validation=0.1).dataset.rows
     }
     assert all(after[row.case] == row.split for row in before.rows)
+
+
+# Families of prompts, each a chain: neighbours are nearly the same, its two ends are not. None
+# begins or ends as another does, for what most have in common is not compared.
+BODIES = (
+    "asks where the parcel went that was sent on the ninth of May and has not been seen since then",
+    "wants all of the money back because the camera stopped working after two days in the mountains",
+    "has forgotten the password again, and the link in the mail that we sent leads to an empty page",
+    "thanks everybody at the counter for the kind words, and for the tea, and above all the biscuits",
+)
+FAMILIES = [
+    f"{place * 10 + step}{'abcdefghijklmnopqr'[: 2 * step]} {body} {place * 10 + step}"
+    for place, body in enumerate(BODIES)
+    for step in range(10)
+]
+
+
+def test_the_families_are_chains() -> None:
+    assert is_near(FAMILIES[3], FAMILIES[4])
+    assert not is_near(FAMILIES[0], FAMILIES[9])
+
+
+def batches() -> st.SearchStrategy[list[list[LabelledCase]]]:
+    """Labels as they come in over time: any prompt, any answer, any order, some erased again."""
+    row = st.builds(
+        lambda place, at, gold: labelled(place * 1000 + at, FAMILIES[place], gold),
+        st.integers(0, len(FAMILIES) - 1),
+        st.integers(0, 999),
+        st.sampled_from(["yes", "no"]),
+    )
+    return st.lists(st.lists(row, max_size=25), min_size=2, max_size=4)
+
+
+@settings(deadline=None, max_examples=100)
+@given(batches(), st.lists(st.floats(0, 0.6), min_size=4, max_size=4), st.booleans())
+def test_what_was_held_out_once_is_never_trained_on(
+    added: list[list[LabelledCase]], shares: list[float], erase: bool
+) -> None:
+    """Whatever is labelled, imported with older times, contradicted or erased in between."""
+    places, held, known = NOWHERE, set[str](), list[LabelledCase]()
+    for batch, share in zip(added, shares, strict=False):
+        known = batch if erase else [*known, *batch]
+        compiled = compile_dataset(known, heldout=share, validation=0.2, places=places)
+        rows = compiled.dataset.rows
+        texts = {row.messages[0]["content"]: row.split for row in rows}
+        trained = {text for text, split in texts.items() if split != "heldout"}
+        assert not held & trained
+        held |= texts.keys() - trained
+        # Nothing that is nearly the same lies on two sides.
+        assert not [(a, b) for a in texts for b in texts if texts[a] < texts[b] and is_near(a, b)]
+        places = replace(compiled.places, anchors={**compiled.places.anchors, **places.anchors})
+
+
+@settings(deadline=None, max_examples=50)
+@given(batches(), st.floats(0.1, 0.6))
+def test_no_row_ever_changes_its_split(added: list[list[LabelledCase]], share: float) -> None:
+    places, splits, known = NOWHERE, dict[str, str](), list[LabelledCase]()
+    for batch in added:
+        known = [*known, *batch]
+        compiled = compile_dataset(known, heldout=share, validation=0.2, places=places)
+        for row in compiled.dataset.rows:
+            text = row.messages[0]["content"]
+            assert splits.setdefault(text, row.split) == row.split
+        places = replace(compiled.places, anchors={**compiled.places.anchors, **places.anchors})
+
+
+@settings(deadline=None, max_examples=50)
+@given(batches(), st.randoms(use_true_random=False))
+def test_the_same_labels_in_any_order_are_the_same_bytes(
+    added: list[list[LabelledCase]], dice: Any
+) -> None:
+    rows = list({row.case.id: row for batch in added for row in batch}.values())
+    one = compile_dataset(rows, heldout=0.3)
+    dice.shuffle(rows)
+    other = compile_dataset(rows, heldout=0.3)
+    assert (one.dataset, one.places) == (other.dataset, other.places)
+    # What was built before changes nothing where the labels are the same.
+    assert (
+        compile_dataset(rows, heldout=0.3, places=one.places).dataset.digest == one.dataset.digest
+    )
+
+
+def test_a_row_that_would_lie_on_two_sides_is_dropped() -> None:
+    text = "the battery of this camera lasted for three whole days in the high alps{}"
+
+    def sides(share: float) -> set[str]:
+        rows = compiled(*_apart(text), heldout=share).rows
+        return {row.split for row in rows if row.case in ("c00001", "c00002")}
+
+    share = next(each / 100 for each in range(100) if len(sides(each / 100)) == 2)
+    bridge = labelled(3, text.format(" so I"), "bad")
+    dataset = compiled(*_apart(text), bridge, heldout=share)
+    assert reasons(dataset) == {"c00003": "is nearly the same as a row of another split"}
+
+
+def _apart(text: str) -> list[LabelledCase]:
+    """Two rows that have nothing to do with each other, and others, so that nothing is common."""
+    return [
+        labelled(1, text.format(""), "good"),
+        labelled(2, text.format(" so I am told"), "good"),
+        *sentences(40)[10:],
+    ]
+
+
+def test_a_prompt_that_differs_in_how_its_letters_are_written_is_the_same() -> None:
+    dataset = compiled(
+        labelled(1, "caf\u00e9 or tea\u200b?", "tea"), labelled(2, "cafe\u0301 or tea?", "tea")
+    )
+    assert reasons(dataset) == {"c00002": "repeats another"}
+
+
+def test_json_that_says_the_same_is_no_contradiction() -> None:
+    dataset = compiled(
+        labelled(1, "which queue?", '{"queue": "billing", "urgent": true}'),
+        labelled(2, "which queue?", '{"urgent":true,"queue":"billing"}'),
+    )
+    assert not dataset.contradictions
+    assert len(dataset.rows) == 1
+
+
+def test_several_labels_of_a_case_all_count() -> None:
+    row = labelled(1, "warm?", "yes")
+    other = "second" if row.label.choice == "first" else "first"
+    others = (
+        replace(row.label, labeler="grace", choice=other),
+        replace(row.label, labeler="barbara"),
+    )
+    (made,) = compiled(replace(row, others=others)).rows
+    assert [(vote.labeler, vote.agrees) for vote in made.labels] == [
+        ("ada", True),
+        ("barbara", True),
+        ("grace", False),
+    ]
+    assert made.weight == pytest.approx(2 / 3)
+
+
+def test_preferences_come_from_choices_and_corrections_and_not_from_ties() -> None:
+    chosen = labelled(1, "red or blue?", "red")
+    corrected = labelled(2, "is it far away from here?", "neither", correction="not at all")
+    both = labelled(3, "shall we begin with it now?", "yes")
+    both = replace(
+        both,
+        case=replace(both.case, candidate=replace(both.case.candidate, text="yes, at once")),
+        label=replace(both.label, choice="both"),
+    )
+    dataset = compiled(chosen, corrected, both, heldout=0)
+    pairs = [(row.case, row.chosen, row.rejected) for row in dataset.preferences("train")]
+    assert pairs == [
+        ("c00001", "red", "something else"),
+        ("c00002", "not at all", "neither"),
+        ("c00002", "not at all", "something else"),
+    ]
+    alone = [row for row in dataset.unpaired("train") if row.case == "c00003"]
+    assert sorted((row.answer, row.desirable) for row in alone) == [
+        ("yes", True),
+        ("yes, at once", True),
+    ]
+
+
+def test_a_suite_is_found_without_the_instructions_that_clients_send() -> None:
+    instruction = "Say where this belongs. Answer in one word, and nothing else whatsoever. "
+    rows = [
+        replace(
+            each,
+            case=replace(
+                each.case,
+                messages=({"role": "system", "content": instruction}, *each.case.messages),
+            ),
+        )
+        for each in sentences(12)
+    ]
+    suite = [rows[4].case.messages[1:]]
+    dataset = compile_dataset(rows, heldout=0, suite_prompts=suite).dataset
+    assert reasons(dataset) == {"c00004": "is in an evaluation suite"}
+
+
+def test_text_that_no_file_can_hold_is_dropped() -> None:
+    dataset = compiled(labelled(1, "half a pair: \ud800", "yes"))
+    assert reasons(dataset) == {"c00001": "its text is no valid Unicode"}
+
+
+def test_a_contradiction_asks_once_for_the_same_labels() -> None:
+    rows = [labelled(1, "cold?", "yes"), labelled(2, "cold?", "no")]
+    found = compiled(*rows).contradictions
+    by_id = {row.case.id: row for row in rows}
+    (case,) = cases_for(found, by_id, AT)
+    assert case == cases_for(found, by_id, AT)[0]
+    assert {answer.text for answer in case.answers} == {"yes", "no"}
+
+
+def test_what_changed_between_two_datasets_is_said() -> None:
+    rows = sentences(3)
+    before = compiled(*rows[:2], labelled(7, "warm?", "yes"))
+    after = compiled(*rows[1:], labelled(7, "warm?", "yes"), labelled(8, "warm?", "no"))
+    changes = difference(before, after, after.dropped)
+    assert [(each.kind, each.case, each.why) for each in changes] == [
+        ("removed", "c00000", "its case is not labelled any more"),
+        ("added", "c00002", ""),
+        ("removed", "c00007", "labels contradict each other"),
+    ]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.text(max_size=60), max_size=12))
+def test_near_texts_are_near(texts: list[str]) -> None:
+    for one, other in near_pairs(texts):
+        assert one < other
+        assert is_near(texts[one], texts[other])
+
+
+def test_near_texts_among_very_many_that_are_alike_do_not_take_for_ever() -> None:
+    texts = [f"order {number} of the customer was late again this week" for number in range(3_000)]
+    assert len(near_pairs(texts)) < 200 * len(texts)
 
 
 @given(st.text(), st.floats(0, 0.4), st.floats(0, 0.4))
