@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.evidence import Evidence, PairCounts, Stratum, UnitCounts, Verdict
-from rollout.gates import RATES, SPLIT, combine, judge, thresholds
+from rollout.gates import RATES, SPLIT, combine, in_short, judge, thresholds
 from rollout.plans import GATES
 from rollout.policy import Policy, Slo, policy_problems, servable_gates
 
@@ -358,3 +358,52 @@ def test_a_gate_that_the_route_does_not_ask_for_is_left_out() -> None:
 )
 def test_numbers_that_make_no_sense_are_named(policy: Policy, field: str) -> None:
     assert [name for name, _ in policy_problems(policy)] == [field]
+
+
+def test_a_line_has_the_number_its_bounds_the_limit_the_units_and_the_forecast() -> None:
+    verdict = Verdict(
+        "errors", "inconclusive", 1.9, 20.0, 1_200, "…", 300,
+        estimate=0.021, low=-0.003, high=0.061, limit=0.05,
+    )  # fmt: skip
+    assert in_short(verdict) == (
+        "+2.1 points (-0.3 to +6.1); passes below +5, fails above 0; 1,200 units, about 300 more "
+        "needed"
+    )
+    pairs = replace(verdict, gate="pairs", estimate=0.52, low=0.41, high=0.63, limit=0.4)
+    assert in_short(replace(pairs, counted="decided pairs", needed=None)) == (
+        "wins 52 % (41 % to 63 %); passes above 40 %, fails below 50 %; 1,200 decided pairs"
+    )
+    stored_before = Verdict("pairs", "pass", 31.0, 20.0, 40, "not worse")
+    assert in_short(stored_before) == "e-value 31 of 20; 40 units"
+
+
+def test_where_nothing_was_seen_the_line_says_why() -> None:
+    for verdict in judge(Evidence("triage", "triage@3.6"), None, POLICY):
+        assert in_short(verdict) == verdict.reason
+
+
+@given(
+    st.integers(0, 3_000), st.integers(0, 3_000), st.floats(0.0, 1.0), st.floats(0.0, 1.0),
+    st.sampled_from([0.5, 1.0, 10.0, 50.0]),
+)  # fmt: skip
+def test_every_verdict_on_rates_agrees_with_its_bounds(
+    count: int, others: int, bad: float, stable_bad: float, weight: float
+) -> None:
+    evidence = canary(
+        units("errors", count, round(count * bad)),
+        units("errors", others, round(others * stable_bad)),
+        weight,
+    )
+    verdict = said_by("errors", evidence)
+    assert verdict.reason
+    assert verdict.low is not None
+    assert verdict.high is not None
+    assert verdict.limit is not None
+    assert all(math.isfinite(value) for value in verdict.values.values())
+    if verdict.outcome == "fail":
+        assert verdict.low >= -2e-4
+    if verdict.outcome == "pass":
+        assert verdict.high <= verdict.limit + 2e-4
+    if verdict.outcome == "inconclusive" and said_by(SPLIT, evidence).outcome != "fail":
+        assert verdict.low <= 1e-9
+        assert verdict.high >= verdict.limit - 1e-9

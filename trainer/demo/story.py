@@ -234,7 +234,8 @@ class Story:
             for verdict in view.verdicts:
                 decided = pairs.wins + pairs.losses + pairs.ties if pairs else 0
                 # An older verdict has not seen the last labels; a failed one is about to end it.
-                if verdict.units >= decided and verdict.outcome != "fail":
+                fresh = verdict.gate == "pairs" and verdict.units >= decided
+                if fresh and verdict.outcome != "fail":
                     self._say(f"gate: {verdict.outcome}, {verdict.reason}")
                     return verdict.outcome
             if monotonic() > until:
