@@ -307,6 +307,35 @@ async def test_a_killed_shadow_loses_nothing_and_nothing_is_counted_twice(
     assert len(await bed.stores.cases.list("triage")) == 12
 
 
+async def test_of_two_shadow_processes_one_is_killed_at_work(bed: Bed, tmp_path: Path) -> None:
+    hold = asyncio.Event()
+    await bed.capture(*(bed.exchange(f"r{number}") for number in range(12)))
+    bed.engine.script(Reply(hold_headers=hold), times=None)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    table = "[shadow]\ndeadline_seconds = 2.9\ntake_over_seconds = 3.0\nconcurrency = 3\n"
+    processes = []
+    for folder in folders:
+        folder.mkdir()
+        processes.append(await start_process(bed, folder, table=table))
+    killed, left = processes
+    try:
+        # Each holds three.
+        await bed.engine.wait_for_requests(6, limit=60)
+        killed.kill()
+        await killed.wait()
+        bed.engine.unscript()
+        hold.set()
+        await bed.settled()
+        left.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(left.wait(), 30) == 0
+    finally:
+        for process in processes:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.communicate()
+    assert await bed.pairs() == PairCounts(disagree=12)
+
+
 async def test_the_role_stops_on_sigterm(bed: Bed, tmp_path: Path) -> None:
     await bed.capture(bed.exchange("r1"))
     process = await start_process(bed, tmp_path)
@@ -378,7 +407,7 @@ async def announced_url(process: asyncio.subprocess.Process) -> str:
 
 
 async def start_process(
-    bed: Bed, folder: Path, module: str = "gateway.shadow", *arguments: str
+    bed: Bed, folder: Path, module: str = "gateway.shadow", *arguments: str, table: str = ""
 ) -> asyncio.subprocess.Process:
     config = folder / "sluice.toml"
     config.write_text(
@@ -391,6 +420,7 @@ async def start_process(
         base = "base"
         [gateway]
         notice_seconds = 0
+        {table}
         """
     )
     environ = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")}
