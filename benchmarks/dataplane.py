@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks import profiling
+from benchmarks import compiled, profiling
 from benchmarks.goals import NAMED, goals_text, judge_goals
 from benchmarks.install import SkipTarget
 from benchmarks.load import (
@@ -353,6 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure, and give the record of it that `--json` keeps."""
+    words = compiled.in_words()
     before, at = os.getloadavg()[0], time.monotonic()
     figures = run(arguments)
     minutes = (time.monotonic() - at) / 60
@@ -361,6 +362,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         f" {arguments.seconds} s, {minutes:.1f} minutes in all; one core for the gateway, one for"
         " the stub engine and the client",
         f"yardstick: {_yardstick():.1f} ns for a turn of an empty Python loop",
+        words,
     ]
     record: dict[str, Any] = {
         "notes": notes,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import compiled
 from benchmarks.load import (
     ANSWER_32,
     KEY,
@@ -142,7 +143,7 @@ def start_sluice(place: Place) -> Started:
         _role("gateway", config),
         core=place.cores.gateway,
         ready=f"{url}/readyz",
-        environ=environ,
+        environ={**environ, **compiled.environ()},
     )
     beside = (store, controller)
     variants = {

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gateway import workers
+from gateway import fast, workers
 from gateway.settings import GatewaySettings
 from rollout.errors import ConfigError, SluiceError
 from rollout.settings import Settings, check_section, load_settings
@@ -37,7 +37,8 @@ def _serve(options: argparse.Namespace) -> int:
     port = own.port if options.port is None else options.port
     with workers.listen(own.host, port, own.backlog) as sock:
         host, bound = sock.getsockname()[:2]
-        logging.getLogger("gateway").info("listening on http://%s:%d", host, bound)
+        log = logging.getLogger("gateway")
+        log.info("listening on http://%s:%d; %s", host, bound, _hot_path())
         if count == 1:
             return workers.serve(settings, configuration.read, sock)
         return workers.supervise(
@@ -46,6 +47,11 @@ def _serve(options: argparse.Namespace) -> int:
             lambda: workers.serve(configuration.settings, configuration.read, sock),
             configuration.refresh,
         )
+
+
+def _hot_path() -> str:
+    compiled = not fast.__file__.endswith(".py")
+    return "the hot path is compiled" if compiled else "the hot path is plain Python"
 
 
 class _Configuration:
