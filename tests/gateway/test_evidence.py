@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -15,6 +16,7 @@ from rollout.exchanges import unit_of
 from rollout.policy import Slo
 from rollout.state import Trial
 from rollout.stores import Stores, open_stores
+from rollout.stores.evidence import UNIT_BITS
 from tests.gateway.serving import (
     AT,
     CHAT,
@@ -161,6 +163,42 @@ async def test_a_worker_whose_ledger_was_folded_goes_on_without_counting_twice(
     expected = (Stratum(5.0, UnitCounts(units=2, errors=1, slow_total=1)),)
     assert await units(stores) == expected
     assert (await stores.evidence.read("r", other.id)).strata == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_the_order_of_reports_and_folds_each_counts_once(
+    stores: Stores, seed: int
+) -> None:
+    chance = Random(seed)
+    workers = [Evidence(f"worker-{number}") for number in range(3)]
+    requests, seen = 0, set[int]()
+    for _ in range(150):
+        worker = chance.choice(workers)
+        cell = worker.cell("r", TRIAL, "stable")
+        match chance.choice(["count", "count", "nameless", "flush", "fold"]):
+            case "count":
+                number = chance.randrange(40)
+                seen.add(number)
+                requests += 1
+                cell.tally.requests += 1
+                cell.book.dirty = True
+                if (first := cell.first(unit(number))) is not None:
+                    first.end(**WELL)
+            case "nameless":
+                assert cell.units is not None
+                cell.units.end(**WELL)
+                cell.book.dirty = True
+                seen.add(1_000 + len(seen))
+            case "flush":
+                await worker.flush(stores.evidence)
+            case _:
+                await stores.evidence.fold(idle_seconds=-1)
+    for worker in workers:
+        await worker.flush(stores.evidence)
+    assert (await found(stores)).stable.requests == requests
+    bits = {int(unit(number)[:6], 16) % UNIT_BITS for number in seen if number < 1_000}
+    nameless = sum(number >= 1_000 for number in seen)
+    assert await units(stores) == (Stratum(5.0, UnitCounts(units=len(bits) + nameless)),)
 
 
 async def test_a_trial_that_ended_is_forgotten_once_it_was_reported(stores: Stores) -> None:
