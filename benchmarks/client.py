@@ -108,13 +108,17 @@ class Connection(asyncio.Protocol):
 
 @dataclass(slots=True)
 class Load:
-    """`connections` clients, each asking `request` again as soon as it has its answer."""
+    """`connections` clients, each asking `request` again as soon as it has its answer.
+
+    With a `rate`, all of them together ask so many times a second, if they are answered in time.
+    """
 
     host: str
     port: int
     request: bytes
     connections: int
     tokens: int  # of each stream; 0 for answers that are not streamed
+    rate: float = 0.0
     latencies: list[float] = field(default_factory=list)
     bad_status: int = 0
     broken: int = 0
@@ -139,6 +143,8 @@ class Load:
 
     async def _client(self, go_on: Callable[[], bool], delay: float) -> None:
         await asyncio.sleep(delay)
+        pause = self.connections / self.rate if self.rate else 0.0
+        due = perf_counter()
         connection: Connection | None = None
         try:
             while go_on():
@@ -151,6 +157,9 @@ class Load:
                     await asyncio.sleep(0.1)
                     continue
                 self._count(answer)
+                if pause:
+                    due = max(due + pause, perf_counter() - pause)
+                    await asyncio.sleep(max(0.0, due - perf_counter()))
         finally:
             if connection is not None:
                 connection.close()
