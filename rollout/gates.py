@@ -30,6 +30,7 @@ from rollout.plans import GATES
 from rollout.policy import Policy
 from rollout.statistics import (
     Tally,
+    difference,
     difference_bounds,
     evidence_above,
     evidence_below,
@@ -436,6 +437,7 @@ def _rate_verdict(
         not_worse=evidence_of(log_evidence_not_worse(tallies, centre, margin / scale)),
         limits=limits,
     )
+    seen = difference(tallies)
     low, high = difference_bounds(tallies, centre, limits.fail, limits.passing)
     low, high = max(-1.0, low * scale), min(1.0, high * scale)
     verdict = Verdict(
@@ -447,7 +449,7 @@ def _rate_verdict(
         reason=f"nothing to judge by yet: no {counted} in the canary",
         values=sides.values,
         counted=counted,
-        estimate=_difference(tallies, scale),
+        estimate=None if seen is None else seen * scale,
         low=low,
         high=high,
         limit=margin,
@@ -505,17 +507,6 @@ def _expected_unit(tallies: Sequence[Tally]) -> Tally:
     stable_rate = (stable_bad / stable) if stable else rate
     weight = max(tally.weight for tally in tallies)
     return Tally(weight, weight, weight * rate, 1.0 - weight, (1.0 - weight) * stable_rate)
-
-
-def _difference(tallies: Sequence[Tally], scale: float) -> float | None:
-    """The candidate's rate less stable's: the strata's, weighed by what they tell."""
-    both = [t for t in tallies if t.candidate and t.stable]
-    if not both:
-        return None
-    weights = [t.candidate * t.stable / (t.candidate + t.stable) for t in both]
-    differences = [t.candidate_bad / t.candidate - t.stable_bad / t.stable for t in both]
-    mean = sum(w * d for w, d in zip(weights, differences, strict=True)) / sum(weights)
-    return mean * scale
 
 
 def _joined(deciding: Sequence[Verdict]) -> Verdict:

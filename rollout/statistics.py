@@ -104,6 +104,16 @@ def margin_growth(tally: Tally, centre: float, margin: float) -> list[float]:
     return _growth(tally, _margin_bets(tally.weight, centre), centre, margin)
 
 
+def difference(tallies: Sequence[Tally]) -> float | None:
+    """The candidate's rate less stable's: the strata's, weighed by what they tell."""
+    both = [t for t in tallies if t.candidate and t.stable]
+    if not both:
+        return None
+    weights = [t.candidate * t.stable / (t.candidate + t.stable) for t in both]
+    differences = [t.candidate_bad / t.candidate - t.stable_bad / t.stable for t in both]
+    return sum(w * d for w, d in zip(weights, differences, strict=True)) / sum(weights)
+
+
 @lru_cache(maxsize=4096)
 def difference_bounds(
     tallies: tuple[Tally, ...], centre: float, fail: float, passing: float
@@ -121,7 +131,9 @@ def difference_bounds(
     def below(bound: float) -> float:
         return log_evidence_not_worse(tallies, centre, bound) - math.log(passing)
 
-    return -_crossing(above, -1.0, 1.0), _crossing(below, -1.0, 1.0)
+    seen = difference(tallies)
+    near = (None, None) if seen is None else (-seen, seen)
+    return -_crossing(above, -1.0, 1.0, near[0]), _crossing(below, -1.0, 1.0, near[1])
 
 
 def log_evidence_split(candidate: int, stable: int, weight: float) -> float:
@@ -375,22 +387,44 @@ def _sum(growth: Iterable[Sequence[float]]) -> list[float]:
     return [sum(bet) for bet in zip(*growth, strict=True)]
 
 
-def _crossing(excess: Callable[[float], float], low: float, high: float) -> float:
+def _crossing(
+    excess: Callable[[float], float], low: float, high: float, near: float | None = None
+) -> float:
     """Where a rising function reaches 0 in (low, high], from above, to 1e-4; `high` if nowhere.
 
-    False position after Illinois, with bisection where a value is infinite.
+    From a guess that it lies a little above `near` it walks with doubled steps, then goes on by
+    false position after Illinois, with bisection where a value is infinite.
     """
-    at_low, at_high = excess(low), excess(high)
+    step = 0.01
+    low_end, high_end = low, high
+    if near is not None and low < near < high:
+        at_low = excess(near)
+        if at_low < 0.0:
+            low_end, high_end = near, min(high, near + step)
+            while (at_high := excess(high_end)) < 0.0 and high_end < high:
+                step *= 2.0
+                low_end, at_low, high_end = high_end, at_high, min(high, high_end + step)
+        else:
+            high_end, at_high, at_low = near, at_low, excess(low)
+    else:
+        at_low, at_high = excess(low), excess(high)
     if at_low >= 0.0:
-        return low
+        return low_end
     if at_high < 0.0:
-        return high
+        return high_end
+    return _between(excess, (low_end, at_low), (high_end, at_high))
+
+
+def _between(
+    excess: Callable[[float], float], below: tuple[float, float], above: tuple[float, float]
+) -> float:
+    (low, at_low), (high, at_high) = below, above
     side = 0
     while high - low > 1e-4:
         finite = math.isfinite(at_low) and math.isfinite(at_high)
         middle = (low * at_high - high * at_low) / (at_high - at_low) if finite else math.nan
-        # Near an end it would creep; a step of at least a tenth of the tolerance brings it over.
-        middle = (low + high) / 2 if not finite else min(max(middle, low + 1e-5), high - 1e-5)
+        # Near an end it would creep; a step of half the tolerance brings it over.
+        middle = (low + high) / 2 if not finite else min(max(middle, low + 5e-5), high - 5e-5)
         value = excess(middle)
         if value >= 0.0:
             high, at_high = middle, value
