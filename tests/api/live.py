@@ -11,6 +11,7 @@ from typing import TypeVar
 import uvicorn
 
 from rollout.api.app import create_app
+from rollout.settings import Settings
 from rollout.stores import Stores, open_stores
 from tests.api.house import ADMIN, settings
 
@@ -55,13 +56,13 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def live_api(store_url: str) -> Iterator[LiveApi]:
+def live_api(store_url: str, here: Settings | None = None) -> Iterator[LiveApi]:
     server: list[_Server] = []
     made = threading.Event()
 
     async def serve() -> None:
         async with open_stores(store_url) as stores:
-            app = create_app(stores, settings(), bootstrap_key=ADMIN)
+            app = create_app(stores, here or settings(), bootstrap_key=ADMIN)
             config = uvicorn.Config(
                 app, host="127.0.0.1", port=0, log_config=None, ws="none", access_log=False,
                 timeout_graceful_shutdown=1,
