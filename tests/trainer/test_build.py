@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rollout.artifacts import ArtifactStore
-from rollout.cases import LabelledCase
+from rollout.cases import Choice, LabelledCase
 from rollout.datasets import load, prompt_lines, read_ledger
 from rollout.errors import InvalidInputError
 from rollout.runs import TrainingRun
@@ -78,7 +78,7 @@ async def test_a_contradiction_goes_back_to_people_once_and_their_answer_settles
     assert case.kind == "contradiction"
     assert {answer.text for answer in case.answers} == {"yes", "no"}
     label = labelled(1, "", "").label
-    choice = "first" if case.answers[0].text == "no" else "second"
+    choice: Choice = "first" if case.answers[0].text == "no" else "second"
     label = replace(label, case=case.id, labeler="grace", choice=choice, labelled_at=AT)
     assert await stores.cases.label(label)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout.cases import LabelledCase
+from rollout.cases import Choice, LabelledCase
 from rollout.datasets import difference
 from rollout.errors import InvalidInputError
 from tests.trainer.samples import AT, labelled, sentences
@@ -272,7 +272,7 @@ def test_json_that_says_the_same_is_no_contradiction() -> None:
 
 def test_several_labels_of_a_case_all_count() -> None:
     row = labelled(1, "warm?", "yes")
-    other = "second" if row.label.choice == "first" else "first"
+    other: Choice = "second" if row.label.choice == "first" else "first"
     others = (
         replace(row.label, labeler="grace", choice=other),
         replace(row.label, labeler="barbara"),
