@@ -43,7 +43,8 @@ class Judge:
     `model` is the name that the engine knows (None: its base) or a version, as `route@3`.
     `prompt` is what it is told to look at. `sample` is the chance that a disagreement is judged.
     Only where `decides` is set its verdicts count as wins and losses; else they stand beside
-    what people say. `seconds` bound both questions together.
+    what people say. `maximum_tokens` bound each verdict, thoughts before it included, and
+    `seconds` both questions together.
     """
 
     engine: str
@@ -52,6 +53,7 @@ class Judge:
     decides: bool = False
     sample: float = 1.0
     temperature: float | None = 0.0
+    maximum_tokens: int = 64
     seconds: float = 30.0
 
 
@@ -92,5 +94,7 @@ def route_problems(route: Route) -> Iterator[tuple[str, str]]:
         yield "judge.sample", "sample is a chance: it must lie in [0, 1]"
     if judge is not None and judge.seconds <= 0:
         yield "judge.seconds", "seconds must be more than 0"
+    if judge is not None and judge.maximum_tokens < 1:
+        yield "judge.maximum_tokens", "maximum_tokens must be 1 or more"
     if route.comparator == "judge" and judge is None:
         yield "judge", 'the comparator is judge: say which, as in judge = {engine = "main"}'

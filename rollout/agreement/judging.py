@@ -34,7 +34,6 @@ _FORMAT: Final[Mapping[str, Any]] = {
         },
     },
 }
-_MOST_TOKENS: Final = 256
 _SAID: Final = re.compile(r'"better"\s*:\s*"(A|B|neither)"')
 
 
@@ -49,7 +48,7 @@ def question(
             {"role": "system", "content": _FRAME.format(prompt=judge.prompt or _PROMPT)},
             {"role": "user", "content": json.dumps(seen, ensure_ascii=False)},
         ],
-        "max_completion_tokens": _MOST_TOKENS,
+        "max_completion_tokens": judge.maximum_tokens,
         "response_format": _FORMAT,
     }
     if judge.temperature is not None:

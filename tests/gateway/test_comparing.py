@@ -12,11 +12,27 @@ from hypothesis import strategies as st
 
 from rollout.agreement.judging import cohens_kappa, judgement, question, record, verdict_of
 from rollout.agreement.meaning import semantic_score, similarity
+from rollout.engines import Engine
 from rollout.evidence import PairCounts
-from rollout.exchanges import Answer, Judgement
-from rollout.routes import Judge, Semantic
+from rollout.exchanges import Answer, Exchange, Judgement
+from rollout.policy import Policy
+from rollout.routes import Judge, Route, Semantic
+from rollout.stores import open_stores
 from rollout.stores.captures import read_judged
-from tests.gateway.shadowing import Bed, asks, count, made_bed, shadow
+from rollout.versions import Version
+from tests.engines import VllmServer
+from tests.gateway.shadowing import (
+    CHAT,
+    NOW,
+    Bed,
+    asks,
+    count,
+    made_bed,
+    propose,
+    running,
+    shadow,
+    until_empty,
+)
 from tests.stub_engine import Received, Reply, at, is_inference
 
 pytestmark = pytest.mark.anyio
@@ -176,6 +192,33 @@ async def test_a_judge_that_fails_holds_nothing_up(
     assert count(metrics, "step_failures_total", step="judge", reason=reason) == 3
     # Who fails again and again gets a rest, or it would cost the shadow its time.
     assert count(metrics, "step_failures_total", step="judge", reason="resting") == 2
+
+
+@pytest.mark.vllm
+async def test_a_real_engine_gives_verdicts_that_can_be_read(
+    redis_url: str, vllm_engine: VllmServer
+) -> None:
+    engine = Engine("main", (vllm_engine.url,), vllm_engine.base)
+    route = Route("triage", "main", policy=Policy(self_sample=0.0), judge=Judge("main"))
+    messages = [{"role": "user", "content": "Hi"}]
+    asked = {"model": "triage", "messages": messages, "max_tokens": 8}
+    async with open_stores(redis_url) as stores:
+        await stores.rollouts.put_route(route, by="test", at=NOW, base=engine.base)
+        _, trial = await propose(stores, Version("triage", 0, "main", engine.base, NOW))
+        captured = Exchange(
+            *("r1", "triage", trial.id, "stable", "u", CHAT),
+            request=json.dumps(asked),
+            answer=Answer(1, 200, "Hello."),
+            captured_at=NOW,
+        )
+        async with running(stores, engine, priority=100) as metrics:
+            await stores.captures.append([captured])
+            await until_empty(stores)
+        ((case, _),) = await stores.cases.list("triage")
+    # It is random weights that judge: what they say is as good as dice, but it is a verdict.
+    assert case.judgement is not None
+    assert case.judgement.judge == engine.base
+    assert count(metrics, "step_tokens_total", step="judge") > 0
 
 
 @pytest.mark.parametrize(

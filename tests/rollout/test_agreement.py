@@ -266,6 +266,7 @@ def test_each_step_that_was_tried_is_told_with_its_cost() -> None:
         ({"semantic": Semantic("main", agrees_from=1.5)}, "semantic.agrees_from"),
         ({"judge": Judge("main", sample=2)}, "judge.sample"),
         ({"judge": Judge("main", seconds=0)}, "judge.seconds"),
+        ({"judge": Judge("main", maximum_tokens=0)}, "judge.maximum_tokens"),
         ({"comparator": "judge"}, "judge"),
     ],
 )
