@@ -26,6 +26,7 @@ HOT = (
     "gateway/metrics.py",
     "gateway/protocol.py",
     "gateway/quota.py",
+    "gateway/receipts.py",
     "gateway/relay.py",
     "gateway/routing.py",
     "gateway/sse.py",

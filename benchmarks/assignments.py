@@ -17,8 +17,7 @@ from typing import Final
 
 from scipy.stats import chi2_contingency, chisquare
 
-from rollout.assignment import bucket
-from rollout.exchanges import unit_of
+from rollout.assignment import bucket, unit_of
 
 _WEIGHTS: Final = (1.0, 5.0, 20.0, 50.0)
 _PLACES: Final = 1000

@@ -30,8 +30,8 @@ from prometheus_client import CollectorRegistry
 from benchmarks.processes import TICKS, Cores, Processes, free_port
 from gateway.evidence import REPORTED_AT_MOST, Evidence
 from gateway.routing import index
+from rollout.assignment import unit_of
 from rollout.controller import Controller, collect_seldom
-from rollout.exchanges import unit_of
 from rollout.metrics import ControllerMetrics
 from rollout.policy import Policy, Slo
 from rollout.routes import Route

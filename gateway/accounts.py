@@ -10,14 +10,15 @@ from gateway.call import Call, HeaderList
 from gateway.capture import Captures, Seen
 from gateway.errors import UpstreamError
 from gateway.evidence import Cell, Evidence, TrialArm
-from gateway.feedback import Receipts
 from gateway.metrics import Bound, Metrics
 from gateway.quota import Ticket
+from gateway.receipts import Receipts
 from gateway.routing import Served, wants_capture
 from gateway.shapes import Usage
 from gateway.wire import EMBEDDINGS
+from rollout.assignment import unit_of
 from rollout.errors import SluiceError
-from rollout.exchanges import Arm, unit_of
+from rollout.exchanges import Arm
 
 # The code under which a request is counted whose client went away; nginx's, for HTTP has none.
 CLIENT_GONE: Final = 499

@@ -28,12 +28,13 @@ from gateway.errors import (
 )
 from gateway.evidence import Evidence
 from gateway.fast import FastPath
-from gateway.feedback import FeedbackDesk, Receipts, read_body
+from gateway.feedback import FeedbackDesk, read_body
 from gateway.health import Fleet
 from gateway.limits import Admission
 from gateway.metrics import Metrics
 from gateway.protocol import Exchange
 from gateway.questions import answer_questions
+from gateway.receipts import Receipts
 from gateway.relay import Relay, find_lane, send_error
 from gateway.routing import View
 from gateway.settings import GatewaySettings

@@ -1,6 +1,7 @@
 """Every metric of the data plane. Labels come from configuration, never from a client."""
 
 import asyncio
+import contextlib
 import math
 import os
 from bisect import bisect_left
@@ -214,7 +215,7 @@ class Metrics:
         requests.add(1)
         if not self._flush_due:
             self._flush_due = True
-            asyncio.get_running_loop().call_later(_TOLD_AFTER_SECONDS, self.flush)
+            self._flush_soon()
 
     def refused(self, code: int) -> None:
         """A request that reached no route: no key, no such model, no valid body."""
@@ -291,6 +292,11 @@ class Metrics:
             due = loop.time() + _LAG_SECONDS
             await asyncio.sleep(_LAG_SECONDS)
             self.lag.set(max(loop.time() - due, 0.0))
+
+    def _flush_soon(self) -> None:
+        # Where no loop runs, whoever asks for the metrics flushes.
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop().call_later(_TOLD_AFTER_SECONDS, self.flush)
 
     def flush(self) -> None:
         """Tell prometheus_client what was counted for it."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from typing import Final
 
-from gateway.feedback import Receipts
+from gateway.receipts import Receipts
 from rollout.errors import StoreUnavailableError
 from rollout.stores.questions import QuestionStore
 

@@ -30,9 +30,9 @@ from gateway.settings import GatewaySettings
 from gateway.shares import Shares
 from gateway.snapshot import Snapshot
 from gateway.sse import StreamReader
+from rollout.assignment import unit_of
 from rollout.credentials import ApiKey
 from rollout.errors import InvalidInputError, PermissionDeniedError, SluiceError
-from rollout.exchanges import unit_of
 from rollout.versions import parse_model
 
 # Between two neighbours only (RFC 9110, 7.6.1), and what each hop says for itself.

@@ -7,6 +7,11 @@ from typing import Final
 _BUCKETS: Final = 2**64
 
 
+def unit_of(key_id: str, sticky: str) -> str:
+    """What is assigned to an arm: a client's identity, never shared by two keys (32 hex digits)."""
+    return hashlib.blake2b(f"{key_id}\x1f{sticky}".encode(), digest_size=16).hexdigest()
+
+
 def bucket(salt: str, unit: str) -> float:
     """A place in [0, 1) that only the salt and the unit decide."""
     hashed = _salted(salt).copy()

@@ -2,7 +2,6 @@
 
 Feedback is what the caller said of an answer."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -143,8 +142,3 @@ class Feedback:
     correction: str | None = None
     comment: str = ""
     receipt: Receipt | None = None
-
-
-def unit_of(key_id: str, sticky: str) -> str:
-    """What is assigned to an arm: a client's identity, never shared by two keys (32 hex digits)."""
-    return hashlib.blake2b(f"{key_id}\x1f{sticky}".encode(), digest_size=16).hexdigest()

@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from rollout.assignment import unit_of
 from rollout.control.access import require_route
 from rollout.control.context import Control
 from rollout.control.views import ErasureView, Remnant
 from rollout.credentials import ApiKey
 from rollout.errors import InvalidInputError, NotFoundError, PermissionDeniedError
-from rollout.exchanges import unit_of
 from rollout.routes import Route
 from rollout.runs import TrainingRun
 from rollout.stores import Erased, Stores

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from rollout.artifacts import ArtifactStore
-from rollout.exchanges import unit_of
+from rollout.assignment import unit_of
 from rollout.runs import TrainingRun
 from rollout.stores import Stores
 from tests.api.house import AT, add_key, case, offer

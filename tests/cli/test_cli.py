@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.exchanges import unit_of
+from rollout.assignment import unit_of
 from rollout.runs import RunEvent
 from rollout.stores import Stores
 from rollout.stores.presence import GatewayPresence

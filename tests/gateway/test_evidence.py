@@ -9,10 +9,10 @@ from random import Random
 import pytest
 
 from gateway.evidence import Evidence, First
+from rollout.assignment import unit_of
 from rollout.errors import StoreUnavailableError
 from rollout.evidence import Evidence as Found
 from rollout.evidence import Stratum, UnitCounts
-from rollout.exchanges import unit_of
 from rollout.policy import Slo
 from rollout.state import Trial
 from rollout.stores import Stores, open_stores

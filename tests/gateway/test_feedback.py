@@ -12,8 +12,9 @@ from prometheus_client import generate_latest
 
 from gateway.errors import OverloadedError
 from gateway.evidence import Evidence
-from gateway.feedback import FeedbackDesk, Receipts
+from gateway.feedback import FeedbackDesk
 from gateway.metrics import Metrics
+from gateway.receipts import Receipts
 from gateway.settings import FeedbackSection
 from rollout.credentials import ApiKey, digest_secret
 from rollout.errors import InvalidInputError

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rollout.exchanges import Receipt, unit_of
+from rollout.assignment import unit_of
+from rollout.exchanges import Receipt
 from rollout.routes import Route
 from rollout.stores import open_stores
 from tests.gateway.serving import KEY, catalog, serving, settings

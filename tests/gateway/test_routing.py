@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
 from gateway.routing import choose, index, on_candidate, wants_capture
-from rollout.assignment import bucket
+from rollout.assignment import bucket, unit_of
 from rollout.catalog import Catalog
 from rollout.engines import Engine, Residency
-from rollout.exchanges import unit_of
 from rollout.routes import Route
 from rollout.state import Rollout, Stage, Trial
 from rollout.versions import Version
