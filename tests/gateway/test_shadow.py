@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from rollout.errors import ConfigError
 from rollout.evidence import PairCounts
 from rollout.exchanges import Answer, Exchange
 from rollout.policy import Policy
+from rollout.replays import Replay
 from rollout.routes import Route
 from rollout.settings import check_section
 from rollout.state import CanarySet, RolledBack
@@ -334,6 +336,30 @@ async def test_of_two_shadow_processes_one_is_killed_at_work(bed: Bed, tmp_path:
                 process.kill()
             await process.communicate()
     assert await bed.pairs() == PairCounts(disagree=12)
+
+
+async def test_the_role_works_on_replays_too(bed: Bed, tmp_path: Path) -> None:
+    await bed.capture(bed.exchange("r1", trial=None), bed.exchange("agree", trial=None))
+    now = datetime.now(UTC)
+    asked = Replay("replay-1", "triage", bed.candidate.number, NOW, 10, "test", now)
+    await bed.stores.replays.ask(replace(asked, asked_at=now + timedelta(seconds=1)))
+    process = await start_process(bed, tmp_path)
+    try:
+
+        async def done() -> bool:
+            return (await bed.stores.replays.get("replay-1")).state == "done"
+
+        await until(done, "the replay")
+        await bed.settled()
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+    report = await bed.stores.replays.report("replay-1")
+    assert report.pairs == PairCounts(agree=1, disagree=1)
+    assert await bed.pairs() == PairCounts()
 
 
 async def test_the_role_stops_on_sigterm(bed: Bed, tmp_path: Path) -> None:
