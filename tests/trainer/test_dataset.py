@@ -97,6 +97,31 @@ def test_instructions_that_come_with_every_request_make_no_two_rows_alike() -> N
     assert len(compile_dataset(rows, heldout=0.2).dataset.rows) == 60
 
 
+def test_several_instructions_make_no_two_rows_alike_either() -> None:
+    instructions = [
+        f"{name} reads what customers write. " + f"Say as {name} would what it is about. " * 20
+        for name in ("ada", "grace")
+    ]
+
+    def under(place: int, each: LabelledCase) -> LabelledCase:
+        text = f"{instructions[place % 2]} {each.case.messages[0]['content']}"
+        message = {"role": "user", "content": text}
+        return replace(each, case=replace(each.case, messages=(message,)))
+
+    rows = [under(place, each) for place, each in enumerate(sentences(80))]
+    assert len(compiled(*rows).rows) == 80
+
+
+def test_what_a_system_message_tells_of_one_question_alone_is_compared() -> None:
+    def about(each: LabelledCase, text: str) -> LabelledCase:
+        messages = ({"role": "system", "content": text}, {"role": "user", "content": "Is it good?"})
+        return replace(each, case=replace(each.case, messages=messages))
+
+    rows = sentences(9)
+    told = [about(each, each.case.messages[0]["content"]) for each in rows]
+    assert len(compiled(*told).rows) == 9
+
+
 def test_a_contradiction_is_settled_by_a_majority_or_dropped() -> None:
     dataset = compiled(
         labelled(1, "warm?", "yes"),

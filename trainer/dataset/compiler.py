@@ -16,7 +16,7 @@ from rollout.datasets import (
     from_rows,
 )
 from trainer.dataset import near
-from trainer.dataset.prompts import asked_text, distinguishing, flat, whole_text
+from trainer.dataset.prompts import asked_text, distinguishing, flat, without_instructions
 from trainer.dataset.splits import NOWHERE, ORDER, Places
 from trainer.dataset.verdicts import Draft, decide
 from trainer.dataset.voices import Heard, Redact, hear, hear_rows
@@ -134,11 +134,11 @@ class _Neighbours:
 
 def _neighbours(drafts: Sequence[Draft], suite_prompts: Sequence[Sequence[Message]]) -> _Neighbours:
     suites = [messages for each in suite_prompts if (messages := flat(each)) is not None]
-    texts = distinguishing([whole_text(draft.voice.messages) for draft in drafts])
-    wholes = [whole_text(messages) for messages in suites]
+    texts = distinguishing(without_instructions([draft.voice.messages for draft in drafts]))
     # A suite may ask the same without the instructions that clients send, or with its own.
     asked = [asked_text(messages) for messages in suites]
-    evaluated = {*wholes, *distinguishing(wholes), *distinguishing(asked)} - {""}
+    bare = without_instructions(suites)
+    evaluated = {*asked, *distinguishing(asked), *bare, *distinguishing(bare)} - {""}
     everything = [*sorted(evaluated), *texts]
     first = len(evaluated)
     found: dict[int, list[int]] = defaultdict(list)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import unicodedata
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -12,9 +12,14 @@ from rollout.datasets import Message
 
 _ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
 _KEPT: Final = ("tool_call_id", "name", "weight")
-# Words count as an instruction where this share of the prompts, of at least so many, has them.
-_MANY: Final = 0.8
+_GUIDES: Final = frozenset({"system", "developer"})
+# Words count as an instruction where most prompts, of at least a few, begin with them; or where so
+# long a text begins a good part of them, of many: there may be several instructions.
+_MOST: Final = 0.8
 _FEW: Final = 3
+_PART: Final = 0.1
+_MANY: Final = 30
+_LONG: Final = 6
 
 
 def flat(messages: Sequence[Mapping[str, Any]]) -> tuple[Message, ...] | None:
@@ -103,8 +108,25 @@ def _said(message: Message) -> str:
     return f"{message['content']} {json.dumps(calls)}" if calls else str(message["content"])
 
 
+def without_instructions(prompts: Sequence[Sequence[Message]]) -> list[str]:
+    """Each prompt's text, without a system message that comes with several other questions too.
+
+    One that comes with a single question may hold what it is about.
+    """
+    systems = [whole_text([each for each in one if each["role"] in _GUIDES]) for one in prompts]
+    rests = [whole_text([each for each in one if each["role"] not in _GUIDES]) for one in prompts]
+    questions: dict[str, set[str]] = defaultdict(set)
+    for system, rest in zip(systems, rests, strict=True):
+        if len(questions[system]) < _FEW:
+            questions[system].add(rest)
+    return [
+        rest if len(questions[system]) >= _FEW else f"{system} {rest}".strip()
+        for system, rest in zip(systems, rests, strict=True)
+    ]
+
+
 def distinguishing(texts: Sequence[str]) -> list[str]:
-    """What tells texts apart: their words without those that most of them begin or end with.
+    """What tells texts apart: their words without those that many of them begin or end with.
 
     Instructions that come with every request would make any two of them look alike.
     """
@@ -115,20 +137,22 @@ def distinguishing(texts: Sequence[str]) -> list[str]:
 
 
 def _shared_starts(texts: Sequence[Sequence[str]]) -> list[int]:
-    """For each text, how many of its first words are those that most texts begin with."""
+    """For each text, how many of its first words are an instruction."""
     shared = [0] * len(texts)
     if len(texts) < _FEW:
         return shared
-    agreeing = list(range(len(texts)))
-    place = 0
-    while True:
-        words = Counter(texts[index][place] for index in agreeing if len(texts[index]) > place)
-        word, count = words.most_common(1)[0] if words else ("", 0)
-        if count < _MANY * len(texts):
-            return shared
-        agreeing = [
-            index for index in agreeing if len(texts[index]) > place and texts[index][place] == word
-        ]
-        place += 1
-        for index in agreeing:
-            shared[index] = place
+    groups = [(list(range(len(texts))), 0)]
+    while groups:
+        members, place = groups.pop()
+        by_word: dict[str, list[int]] = defaultdict(list)
+        for index in members:
+            if len(texts[index]) > place:
+                by_word[texts[index][place]].append(index)
+        for same in by_word.values():
+            most = len(same) >= _MOST * len(texts)
+            if most or len(same) >= max(_MANY, _PART * len(texts)):
+                groups.append((same, place + 1))
+                if most or place + 1 >= _LONG:
+                    for index in same:
+                        shared[index] = place + 1
+    return shared
