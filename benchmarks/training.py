@@ -225,7 +225,8 @@ def random_model(name: str, device: torch.device, dtype: torch.dtype) -> Any:
     )
     torch.manual_seed(0)
     with device:
-        return AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation="sdpa")
+        maker: Any = AutoModelForCausalLM
+        return maker.from_config(shape, dtype=dtype, attn_implementation="sdpa")
 
 
 def settings_of(options: argparse.Namespace) -> Mapping[str, Setting]:

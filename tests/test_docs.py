@@ -51,7 +51,7 @@ from rollout.settings import (
 )
 from rollout.stores import open_stores
 from trainer.config import TrainingConfig
-from trainer.settings import TrainerSettings
+from trainer.settings import ExternalSettings, TrainerSettings
 from trainer.suites import read_suite
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +74,7 @@ SECTIONS: dict[str, type] = {
     "[controller]": ControllerSection,
     "[shadow]": ShadowSettings,
     "[trainer]": TrainerSettings,
+    "[trainer.external]": ExternalSettings,
     "[vllm]": VllmSection,
     "[[engines]]": EngineSection,
     "[[routes]]": RouteSection,
@@ -106,7 +107,7 @@ def test_no_section_is_left_out_of_the_configuration_page() -> None:
     assert headings | {"Top level"} == set(SECTIONS)
     assert sections_of(Settings) | sections_of(GatewaySettings) | sections_of(
         CaptureSection
-    ) | sections_of(RouteSection) | NO_KEYS[Settings] == {
+    ) | sections_of(RouteSection) | sections_of(TrainerSettings) | NO_KEYS[Settings] == {
         name.strip("[]").rpartition(".")[2] for name in headings
     } - {"steps"} | {"source"}
 

@@ -7,6 +7,12 @@ from typing import Any
 from rollout.adapters import CONFIG_FILE, WEIGHTS_FILE
 
 
+def save_full(model: Any, tokenizer: Any, folder: Path, dtype: Any) -> None:
+    """Write a whole model, as an engine takes it for a base."""
+    model.to(dtype).save_pretrained(str(folder), safe_serialization=True)
+    tokenizer.save_pretrained(str(folder))
+
+
 def save_adapter(model: Any, folder: Path, base_name: str) -> None:
     """Write the trained adapter, with nothing in it that differs from machine to machine."""
     model.save_pretrained(str(folder), safe_serialization=True)

@@ -36,12 +36,14 @@ _SETTINGS: Final = frozenset({"heldout", "validation", "source", "file"})
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`source` names the document with rows that were brought in; without it, labels are used."""
+    """`source` names the document with rows that were brought in; without it, labels are used:
+    those of the route, or of the `teacher` route whose answers are to be learnt."""
 
     heldout: float
     validation: float
     source: str | None = None
     file: str = "labels"
+    teacher: str = ""
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, has_suite: bool) -> "Recipe":
@@ -91,7 +93,7 @@ class Builder:
         places = Places(kept.anchors, kept.held)
         labelled: Sequence[LabelledCase] = ()
         if recipe.source is None:
-            labelled = await self._stores.cases.labelled(run.route)
+            labelled = await self._stores.cases.labelled(recipe.teacher or run.route)
             await note(f"{len(labelled):,} labelled cases: looking for repeats among them")
         compiled = await asyncio.to_thread(self._compile, recipe, labelled, prompts, places)
         dataset = compiled.dataset

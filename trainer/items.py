@@ -71,8 +71,18 @@ def items_of(
     return items, len(found) - len(items)
 
 
-def check_kinds(items: Sequence[Item], config: TrainingConfig) -> None:
-    """Raises InvalidInputError where the labels can't teach what the method compares."""
+def check_items(items: Sequence[Item], too_long: int, config: TrainingConfig) -> None:
+    """Raises InvalidInputError where there are too few, or of one kind where two are compared."""
+    if len(items) < config.minimum_rows:
+        why = ""
+        if too_long:
+            why += f"; {too_long} have more than max_length = {config.max_length} tokens"
+        if config.method not in ("sft", "distill"):
+            why += f"; {config.method} learns from answers that a person refused: label more cases"
+        raise InvalidInputError(
+            f"{len(items)} rows are left to train on, and {config.minimum_rows} are needed{why}",
+            param="max_length" if too_long else "minimum_rows",
+        )
     if config.method == "kto" and len({item.desirable for item in items}) < 2:
         raise InvalidInputError(
             "method = 'kto' learns from right and from wrong answers, and the labels have one kind "

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from rollout.errors import InvalidInputError, SluiceError
+from rollout.errors import SluiceError
 from rollout.versions import Prompt
 from trainer.base import BaseModel
 from trainer.config import TrainingConfig
@@ -26,12 +26,18 @@ from trainer.dataset import Dataset
 from trainer.dataset import load as load_dataset
 from trainer.rendering import Rendered, stop_ids, with_prompt
 
+if TYPE_CHECKING:
+    from trainer.packing import Item
+
 PROBES_FILE = "probes.json"
 PINS_FILE = "pins.json"
 
 STOPPED_STATUS = 3
 FAILED_STATUS = 1
 
+# Never on the disk, as the job file is.
+ENGINE_KEY = "SLUICE_ENGINE_KEY"
+_COMPARED_PROMPTS = 4
 # Enough that no other adapter passes by chance, few enough that proving takes seconds.
 _PROBES = 8
 _PROBED_TOKENS = 64
@@ -42,7 +48,9 @@ _LIBRARIES = ("sluice", "torch", "transformers", "peft", "tokenizers", "safetens
 class Job:
     """`folder` holds what the job reads and writes: `dataset.jsonl`, checkpoints, `bundle/`.
 
-    `config` is a checked one as a mapping. `prompt` is what the new version carries.
+    `config` is a checked one as a mapping. `prompt` is what the new version carries. `max_rank` is
+    the largest that the engine takes, `engine_url` the replica to compare prompts with (its key is
+    in the environment), `external` an `external.Command` as a mapping.
     """
 
     base: str
@@ -50,6 +58,10 @@ class Job:
     folder: str
     config: Mapping[str, Any]
     prompt: Mapping[str, Any] | None = None
+    max_rank: int | None = None
+    engine_url: str | None = None
+    external: Mapping[str, Any] | None = None
+    gpus: int = 1
     threads: int = 0
     nice: int = 0
     checkpoint_seconds: float = 60.0
@@ -85,61 +97,101 @@ def carry_out(job: Job, report: Report, should_stop: Callable[[], bool]) -> None
     """Train, check what came out, and leave it in `job.bundle`, whole or not at all."""
     import torch
 
-    from rollout.adapters import check_adapter
-    from trainer import loop, models
-    from trainer.adapter import save_adapter
-    from trainer.items import Renderer, check_kinds, items_of
-    from trainer.methods.reference import with_reference
-
     torch.set_num_threads(job.threads or os.cpu_count() or 1)
-    config = TrainingConfig.from_mapping(job.config)
+    run = _prepare(job, report)
+    draft = job.bundle.with_name(".bundle")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    if run.config.backend == "external":
+        model, facts = _train_elsewhere(job, run, draft, report, should_stop)
+    else:
+        model, facts = _train_here(job, run, draft, report, should_stop)
+    if model is not None:
+        _write_json(
+            draft / PROBES_FILE,
+            [asdict(probe) for probe in _probes(model, run.dataset, run.renderer)],
+        )
+    _write_json(draft / PINS_FILE, {**run.pins, "dtype": _short(run.dtype), **facts})
+    shutil.rmtree(job.bundle, ignore_errors=True)
+    draft.rename(job.bundle)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What a job works with. `renderer` is an `items.Renderer`, the device and type are torch's."""
+
+    config: TrainingConfig
+    base: BaseModel
+    dataset: Dataset
+    prompt: Prompt | None
+    pins: Mapping[str, Any]
+    device: Any
+    dtype: Any
+    tokenizer: Any
+    renderer: Any
+
+
+def _prepare(job: Job, report: Report) -> _Run:
+    """All that can be refused before a model is in memory."""
+    from transformers import GenerationConfig
+
+    from trainer import models
+    from trainer.items import Renderer
+
+    config = TrainingConfig.from_mapping(job.config, max_rank=job.max_rank)
     base = BaseModel.open(job.base, Path(job.base_path))
     dataset = load_dataset(job.dataset.read_bytes())
     prompt = None if job.prompt is None else Prompt(**job.prompt)
-
-    report({"message": f"loading {job.base}"})
-    pins = _pins(base, dataset, config, prompt)
     models.check_machine(config)
     models.check_modules(base, config)
+    report({"message": f"loading {job.base}"})
     device, dtype = models.choose_device(config)
     tokenizer = models.load_tokenizer(base)
-    model = models.load_for(base, config, device, dtype)
-    renderer = Renderer(
-        tokenizer, stop_ids(tokenizer, model.generation_config), prompt, config.max_length
-    )
-    examples, dropped = items_of(dataset, "train", renderer, config)
-    validation, _ = items_of(dataset, "validation", renderer, config)
-    if len(examples) < config.minimum_rows:
-        raise InvalidInputError(
-            f"{len(examples)} rows are left to train on, and {config.minimum_rows} are needed"
-            + (
-                f": {dropped} have more than max_length = {config.max_length} tokens"
-                if dropped
-                else ""
-            )
-            + (
-                ""
-                if config.method in ("sft", "distill")
-                else f"; {config.method} learns from answers "
-                "that a person refused: label more cases"
-            ),
-            param="max_length" if dropped else "minimum_rows",
+    stated = (base.path / "generation_config.json").is_file()
+    generation = GenerationConfig.from_pretrained(base.path) if stated else None
+    renderer = Renderer(tokenizer, stop_ids(tokenizer, generation), prompt, config.max_length)
+    pins = _pins(base, dataset, config, prompt)
+    run = _Run(config, base, dataset, prompt, pins, device, dtype, tokenizer, renderer)
+    _compare_prompts(job, run, report)
+    return run
+
+
+def _compare_prompts(job: Job, run: _Run, report: Report) -> None:
+    from trainer.parity import Asked, check_serving
+    from trainer.rendering import render_prompt
+
+    if job.engine_url is None:
+        return
+    prompts = [
+        Asked(
+            row.case, messages, render_prompt(run.tokenizer, messages, row.tools or None), row.tools
         )
-    check_kinds(examples, config)
-    if loop.METHODS[config.method].needs_reference:
-        report({"message": "asking the base for its view of the answers"})
-        packer = loop.packer_for(model, [*examples, *validation], device)
-        count = len(examples)
-        seen = with_reference(
-            model,
-            [*examples, *validation],
-            packer,
-            row_tokens=config.row_tokens,
-            cache=Path(job.folder) / "reference.json",
-            pins=json.dumps([pins["base_sha256"], _short(dtype), device.type, config.weights]),
-        )
-        examples, validation = seen[:count], seen[count:]
-    report({"message": f"training on {len(examples)} rows ({device.type}, {_short(dtype)})"})
+        for row in run.dataset.rows[:_COMPARED_PROMPTS]
+        for messages in [with_prompt(row.messages, run.prompt)]
+    ]
+    key = os.environ.get(ENGINE_KEY)
+    if why := check_serving(job.engine_url, key, job.base, prompts):
+        report({"message": f"prompts are not compared with the engine's before the proof: {why}"})
+
+
+def _train_here(
+    job: Job, run: _Run, draft: Path, report: Report, should_stop: Callable[[], bool]
+) -> tuple[Any, Mapping[str, Any]]:
+    """The model to take probes of (none of a model of its own), and what is worth a pin."""
+    from rollout.adapters import check_adapter
+    from trainer import loop, models
+    from trainer.adapter import save_adapter, save_full
+    from trainer.items import check_items, items_of
+    from trainer.ranks import join
+
+    config, ranks = run.config, join()
+    examples, dropped = items_of(run.dataset, "train", run.renderer, config)
+    validation, _ = items_of(run.dataset, "validation", run.renderer, config)
+    check_items(examples, dropped, config)
+    device = getattr(ranks, "device", run.device)
+    model = models.load_for(run.base, config, device, run.dtype)
+    examples, validation = _with_reference(job, run, model, examples, validation, report)
+    report({"message": f"training on {len(examples)} rows ({device.type}, {_short(run.dtype)})"})
     done = loop.train(
         model,
         examples,
@@ -148,38 +200,93 @@ def carry_out(job: Job, report: Report, should_stop: Callable[[], bool]) -> None
         on_step=lambda progress: report({"progress": asdict(progress)}),
         should_stop=should_stop,
         checkpointing=loop.Checkpointing(
-            Path(job.folder) / "checkpoint", pins["job"], job.checkpoint_seconds
+            Path(job.folder) / "checkpoint", run.pins["job"], job.checkpoint_seconds
         ),
+        ranks=ranks,
     )
-
-    draft = job.bundle.with_name(".bundle")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    save_adapter(model, draft, job.base)
-    check_adapter(draft, base_name=job.base, base_shapes=base.shapes())
-    probes = _probes(model, dataset, renderer)
-    _write_json(draft / PROBES_FILE, [asdict(probe) for probe in probes])
-    _write_json(
-        draft / PINS_FILE,
-        {
-            **pins,
-            "dtype": _short(dtype),
-            "steps": done.steps,
-            "tokens": done.tokens,
-            "learning_rate": done.learning_rate,
-            "batch_tokens": done.batch_tokens,
-            "kept_step": done.kept,
-            "validation_loss": done.validation_loss,
-        },
-    )
-    shutil.rmtree(job.bundle, ignore_errors=True)
-    draft.rename(job.bundle)
+    if ranks.number:
+        raise SystemExit(0)
+    facts = {
+        "steps": done.steps,
+        "tokens": done.tokens,
+        "learning_rate": done.learning_rate,
+        "batch_tokens": done.batch_tokens,
+        "kept_step": done.kept,
+        "validation_loss": done.validation_loss,
+    }
     report(
         {
             "message": f"trained {done.steps} steps, {done.tokens:,} tokens, loss {done.loss:.3f}",
             "dropped": dropped,
         }
     )
+    if config.weights == "full":
+        save_full(model, run.tokenizer, draft, models.stored_dtype(run.base))
+        return None, facts
+    save_adapter(model, draft, job.base)
+    check_adapter(draft, max_rank=job.max_rank, base_name=job.base, base_shapes=run.base.shapes())
+    if config.weights == "qlora":
+        # The engine has the base as it is, not in four bits.
+        del model
+        model = models.with_adapter(models.load_base(run.base, device, run.dtype), draft)
+    return model, facts
+
+
+def _with_reference(
+    job: Job,
+    run: _Run,
+    model: Any,
+    examples: list["Item"],
+    validation: list["Item"],
+    report: Report,
+) -> tuple[list["Item"], list["Item"]]:
+    from trainer import loop
+    from trainer.methods.reference import with_reference
+
+    if not loop.METHODS[run.config.method].needs_reference:
+        return examples, validation
+    report({"message": "asking the base what it makes of the answers"})
+    every, count = [*examples, *validation], len(examples)
+    device = next(model.parameters()).device
+    seen = with_reference(
+        model,
+        every,
+        loop.packer_for(model, every, device),
+        row_tokens=run.config.row_tokens,
+        cache=Path(job.folder) / "reference.json",
+        pins=json.dumps(
+            [run.pins["base_sha256"], _short(run.dtype), device.type, run.config.weights]
+        ),
+    )
+    return seen[:count], seen[count:]
+
+
+def _train_elsewhere(
+    job: Job, run: _Run, draft: Path, report: Report, should_stop: Callable[[], bool]
+) -> tuple[Any, Mapping[str, Any]]:
+    """The same by a foreign trainer, whose adapter has to pass what ours does."""
+    from rollout.adapters import check_adapter
+    from trainer import models
+    from trainer.external import Command, admit, train_externally
+
+    command = Command(**(job.external or {"template": ""}))
+    left = train_externally(
+        command,
+        Path(job.folder) / "external",
+        run.base.path,
+        run.dataset,
+        run.prompt,
+        run.config,
+        on_line=lambda line: report({"message": f"external: {line}"}),
+        should_stop=should_stop,
+    )
+    admit(left, draft, job.base, run.base.path)
+    info = check_adapter(
+        draft, max_rank=job.max_rank, base_name=job.base, base_shapes=run.base.shapes()
+    )
+    report({"message": f"the external trainer left an adapter of rank {info.rank}"})
+    model = models.with_adapter(models.load_base(run.base, run.device, run.dtype), draft)
+    return model, {"external": command.template, "rank": info.rank, "alpha": info.alpha}
 
 
 def _pins(
@@ -253,11 +360,18 @@ def main(argv: Sequence[str]) -> int:
     os.nice(job.nice)
     stopping = threading.Event()
     threading.Thread(target=_watch_input, args=(stopping,), daemon=True).start()
+    from trainer.external import StoppedExternallyError
     from trainer.loop import StoppedError
 
+    # Of several processes the first speaks, and hears.
+    first = int(os.environ.get("RANK", "0")) == 0
     try:
-        carry_out(job, lambda line: _say(lines, line), stopping.is_set)
-    except StoppedError:
+        carry_out(
+            job,
+            lambda line: _say(lines, line) if first else None,
+            lambda: first and stopping.is_set(),
+        )
+    except (StoppedError, StoppedExternallyError):
         return STOPPED_STATUS
     except SluiceError as exc:
         _say(lines, {"error": exc.message, "param": exc.param, "code": exc.code})

@@ -1,6 +1,7 @@
 """The model of a run: the base in memory, and what of it is trained."""
 
 import importlib.util
+import json
 import re
 import warnings
 from pathlib import Path
@@ -78,6 +79,14 @@ def check_modules(base: BaseModel, config: TrainingConfig) -> None:
             )
 
 
+def stored_dtype(base: BaseModel) -> torch.dtype:
+    """In what the base itself is stored, so that a model made of it is no larger."""
+    config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    found = getattr(torch, str(name), torch.float32)
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
 def load_tokenizer(base: BaseModel) -> Any:
     """From the disk alone."""
     from transformers import AutoTokenizer
@@ -100,7 +109,7 @@ def load_for(
     else:
         model = load_base(base, device, dtype)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable()
     return model if config.weights == "full" else add_adapter(model, config)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rollout.errors import InvalidInputError, SluiceError, UnservableError
-from trainer.job import Job
+from trainer.job import ENGINE_KEY, Job
 
 Line = Mapping[str, Any]
 # A step on a slow machine, and then the checkpoint; `sluice up` gives the trainer 20 s.
@@ -29,7 +29,9 @@ class JobFailedError(SluiceError):
     code = "training_failed"
 
 
-async def run_job(job: Job, on_line: Callable[[Line], Awaitable[None]]) -> None:
+async def run_job(
+    job: Job, on_line: Callable[[Line], Awaitable[None]], *, engine_key: str | None = None
+) -> None:
     """Carry the job out and leave its bundle in `job.bundle`.
 
     Cancelled, it lets the job save its state first. Raises InvalidInputError where the job refused
@@ -39,7 +41,7 @@ async def run_job(job: Job, on_line: Callable[[Line], Awaitable[None]]) -> None:
     file = folder / "job.json"
     file.write_text(json.dumps(asdict(job)), encoding="utf-8")
     log = folder / "job.log"
-    process = await _start(file, log)
+    process = await _start(file, log, job.gpus, engine_key)
     refusal: Line | None = None
     try:
         async for line in _lines(process):
@@ -59,13 +61,19 @@ async def run_job(job: Job, on_line: Callable[[Line], Awaitable[None]]) -> None:
         raise JobFailedError(_explain(status, log))
 
 
-async def _start(file: Path, log: Path) -> Process:
+async def _start(file: Path, log: Path, gpus: int, engine_key: str | None) -> Process:
+    launch = ["-m", "trainer.job"]
+    if gpus > 1:
+        several = ["--multi_gpu", f"--num_processes={gpus}", "--num_machines=1"]
+        plain = ["--mixed_precision=no", "--dynamo_backend=no"]
+        launch = ["-m", "accelerate.commands.launch", *several, *plain, *launch]
+    environment = {**os.environ} if engine_key is None else {**os.environ, ENGINE_KEY: engine_key}
     with log.open("wb") as errors:
         return await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            "trainer.job",
+            *launch,
             str(file),
+            env=environment,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,

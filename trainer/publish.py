@@ -35,7 +35,8 @@ class Published:
 
 def open_bundle(artifacts: ArtifactStore, digest: str) -> Published:
     """Read a published bundle, every file checked against its hash."""
-    probes: list[dict[str, Any]] = json.loads(artifacts.read(digest, PROBES_FILE))
+    held = PROBES_FILE in artifacts.bundle(digest).files
+    probes: list[dict[str, Any]] = json.loads(artifacts.read(digest, PROBES_FILE)) if held else []
     pins = json.loads(artifacts.read(digest, PINS_FILE))
     return Published(
         digest=digest,

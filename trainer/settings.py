@@ -10,6 +10,21 @@ from rollout.errors import ConfigError
 from rollout.settings import Section, Settings
 
 
+class ExternalSettings(Section):
+    """`[trainer.external]`: the command of runs with backend = "external".
+
+    command: what to run, with places for the run's files; see docs/training.md.
+    seconds: how long it may take.
+    memory_gb: memory of its own for each of its processes; 0 is no limit.
+    log_mb: how much it may write to its log.
+    """
+
+    command: str = ""
+    seconds: float = Field(86_400.0, gt=0)
+    memory_gb: float = Field(0.0, ge=0)
+    log_mb: float = Field(100.0, gt=0)
+
+
 class TrainerSettings(Section):
     """
     models: where the base that an engine serves under a name lies on this machine; paths are
@@ -18,6 +33,7 @@ class TrainerSettings(Section):
     suites: the evaluation suite of a route, else `suites/ROUTE.jsonl` below the data directory,
         else the held-out part of its dataset.
     threads: cores that a run uses; 0 is all of them.
+    gpus: how many share a run; more than one needs as many in this machine.
     nice: added to a run's niceness, so that what serves on the same machine comes first.
     load_seconds: how long the controller and the engines may take to load an adapter.
     tolerance: how far (in nats, of any probed token) the engine's log-probabilities may lie from
@@ -28,7 +44,9 @@ class TrainerSettings(Section):
     suites: Mapping[str, Path] = Field(default_factory=dict)
     gateway_url: str | None = None
     key: str | None = None
+    external: ExternalSettings = Field(default_factory=ExternalSettings)
     threads: int = Field(0, ge=0)
+    gpus: int = Field(1, ge=1, le=16)
     nice: int = Field(5, ge=0, le=19)
     poll_seconds: float = Field(1.0, gt=0)
     lease_seconds: float = Field(30.0, gt=1)

@@ -47,6 +47,7 @@ from trainer.config import TrainingConfig
 from trainer.dataset import Dataset
 from trainer.dataset import load as load_dataset
 from trainer.evaluate import Gateway, Graded, answer_suite, compare
+from trainer.external import check_command
 from trainer.job import Job
 from trainer.process import run_job
 from trainer.settings import (
@@ -63,6 +64,9 @@ T = TypeVar("T")
 
 # Fewer rows cannot show a difference: six of them gained and none lost is the least that does.
 _FEWEST_EVALUATION_ROWS = 10
+_NO_ADAPTER = (
+    "weights = 'full' makes a model of its own, which engine {engine!r} cannot load as an adapter"
+)
 _NOTE_SECONDS = 1.0
 _WANT_SECONDS = 600.0
 _STORE_PATIENCE_SECONDS = 300.0
@@ -237,7 +241,17 @@ class Worker:
         _check_rows(dataset, suite, task.config)
 
         await hand.advance("training", f"training on {len(dataset.split('train'))} rows")
+        if task.config.weights == "full":
+            await hand.note(_NO_ADAPTER.format(engine=task.engine.name))
         published = await self._train(hand, task, dataset)
+        if task.config.weights == "full":
+            reason = (
+                f"not proposed: {_NO_ADAPTER.format(engine=task.engine.name)}; the model is the "
+                f"artifact {published.digest}: start an engine with that folder as its base, and "
+                "give it a route"
+            )
+            await hand.advance("refused", reason, adapter=published.digest, reason=reason)
+            return
 
         await hand.advance(
             "publishing", f"published as {published.digest[:20]}", adapter=published.digest
@@ -268,6 +282,10 @@ class Worker:
                 f"engine {engine.name!r} loads no adapters: it is of kind {engine.kind!r}"
             )
         config = TrainingConfig.from_mapping(run.config, max_rank=engine.max_rank)
+        if config.backend == "external":
+            check_command(self._own.external.command)
+        if config.teacher:
+            await self._stores.rollouts.route(config.teacher)
         base = BaseModel.open(parent.base, model_path(self._settings, self._own, parent.base))
         path = suite_path(self._settings, self._own, run.route)
         return Task(
@@ -292,7 +310,9 @@ class Worker:
         if hand.run.dataset is not None:
             return load_dataset(self._artifacts.document(hand.run.dataset))
         recipe = Recipe(
-            heldout=0.0 if task.suite else task.config.heldout, validation=task.config.validation
+            heldout=0.0 if task.suite else task.config.heldout,
+            validation=task.config.validation,
+            teacher=task.config.teacher,
         )
         dataset, manifest = await self._builder.build(
             hand.run, recipe, task.suite, hand.note, datetime.now(UTC)
@@ -317,12 +337,17 @@ class Worker:
         if hand.run.adapter is not None:
             return publish.open_bundle(self._artifacts, hand.run.adapter)
         folder = self._settings.data_path / "runs" / hand.run.id
+        own = self._own.external
         job = Job(
             base=task.base.name,
             base_path=str(task.base.path),
             folder=str(folder),
             config=asdict(task.config),
             prompt=None if task.prompt is None else asdict(task.prompt),
+            max_rank=task.engine.max_rank,
+            engine_url=task.engine.urls[0] if task.engine.urls else None,
+            external={"template": own.command, **own.model_dump(exclude={"command"})},
+            gpus=self._own.gpus,
             threads=self._own.threads,
             nice=self._own.nice,
             checkpoint_seconds=self._own.checkpoint_seconds,
@@ -332,7 +357,7 @@ class Worker:
         async def on_line(line: Mapping[str, Any]) -> None:
             await _note_line(hand, line)
 
-        await run_job(job, on_line)
+        await run_job(job, on_line, engine_key=task.engine.api_key)
         bundle = await asyncio.to_thread(self._artifacts.publish, job.bundle)
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         return publish.open_bundle(self._artifacts, bundle.digest)
