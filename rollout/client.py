@@ -288,8 +288,11 @@ class ControlClient:
 
     # Training
 
-    def start_run(self, route: str, config: JSON | None = None) -> TrainingRun:
-        return self._send(TrainingRun, "POST", "/runs", {"route": route, "config": config or {}})
+    def start_run(
+        self, route: str, config: JSON | None = None, dataset: str | None = None
+    ) -> TrainingRun:
+        body = {"route": route, "config": config or {}, "dataset": dataset}
+        return self._send(TrainingRun, "POST", "/runs", body)
 
     def runs(self, route: str | None = None, limit: int = 50) -> list[TrainingRun]:
         return self._get(list[TrainingRun], "/runs", route=route, limit=limit)

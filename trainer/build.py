@@ -25,7 +25,7 @@ from rollout.runs import TrainingRun
 from rollout.settings import Settings, check_section
 from rollout.stores import Stores
 from trainer.config import TrainingConfig
-from trainer.dataset import Compiled, Places, cases_for, compile_dataset, compile_rows
+from trainer.dataset import Compiled, Places, cases_for, compile_dataset, compile_rows, leaks
 from trainer.suites import Suite
 
 Note = Callable[[str], Awaitable[None]]
@@ -119,6 +119,20 @@ class Builder:
             )
         )
         return dataset, manifest
+
+    async def check(self, route: str, dataset: Dataset, suite: Suite | None, now: datetime) -> None:
+        """Raises InvalidInputError where a dataset trains on what a suite evaluates, which may be
+        younger than the dataset."""
+        if suite is not None:
+            await self.note_suite(route, suite, now)
+        uses = await self._stores.datasets.suites()
+        prompts = await asyncio.to_thread(self._prompts, uses)
+        if leaking := await asyncio.to_thread(leaks, dataset, prompts):
+            raise InvalidInputError(
+                f"{len(leaking)} rows of the dataset {dataset.digest[:12]} ask what an evaluation "
+                f"suite asks, case {leaking[0]} for one: build it anew",
+                param="dataset",
+            )
 
     async def note_suite(self, route: str, suite: Suite, now: datetime) -> None:
         """Remember what is evaluated on, so that no dataset ever trains on it."""

@@ -308,7 +308,9 @@ class Worker:
 
     async def _dataset(self, hand: RunInHand, task: Task) -> Dataset:
         if hand.run.dataset is not None:
-            return load_dataset(self._artifacts.document(hand.run.dataset))
+            dataset = load_dataset(self._artifacts.document(hand.run.dataset))
+            await self._builder.check(hand.run.route, dataset, task.suite, datetime.now(UTC))
+            return dataset
         recipe = Recipe(
             heldout=0.0 if task.suite else task.config.heldout,
             validation=task.config.validation,

@@ -21,19 +21,21 @@ _KEEP_ALIVE_SECONDS = 10.0
 
 
 class Body(BaseModel):
-    """`config` holds what should differ from the trainer's defaults."""
+    """`config` holds what should differ from the trainer's defaults; `dataset` is the digest of one
+    of the route's, else one is built from the labels."""
 
     model_config = ConfigDict(extra="forbid")
 
     route: str
     config: Mapping[str, Any] = Field(default_factory=dict)
+    dataset: str | None = None
 
 
 @router.post("", status_code=status.HTTP_201_CREATED)
 async def post_run(control: ControlPlane, caller: Trainer, body: Body) -> TrainingRun:
     """Queue a run; a trainer takes it when it is free."""
     require_route(caller, body.route)
-    return await runs.start(control, caller, body.route, body.config)
+    return await runs.start(control, caller, body.route, body.config, body.dataset)
 
 
 @router.get("")

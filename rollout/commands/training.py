@@ -29,6 +29,9 @@ def add(parsers: Subparsers) -> None:
         metavar="KEY=VALUE",
         help="a value that differs from the trainer's default, as in epochs=2",
     )
+    train.add_argument(
+        "--dataset", metavar="DIGEST", help="one of the route's; else one is built from the labels"
+    )
     train.add_argument("--detach", action="store_true", help="only queue it and print its id")
     below = noun(parsers, "runs", "list, show, follow and cancel training runs")
     listing = command(below, "list", _list, "list the runs", reads=True)
@@ -43,7 +46,9 @@ def add(parsers: Subparsers) -> None:
 
 def _train(session: Session) -> int:
     options = session.options
-    run = session.client.start_run(options.route, dict(pair(text) for text in options.set))
+    run = session.client.start_run(
+        options.route, dict(pair(text) for text in options.set), options.dataset
+    )
     if options.detach:
         session.say(run.id)
         return 0

@@ -6,7 +6,7 @@ from typing import Any
 
 from rollout.control.context import Control
 from rollout.credentials import ApiKey
-from rollout.errors import ConflictError, NotFoundError
+from rollout.errors import ConflictError, InvalidInputError, NotFoundError
 from rollout.runs import ENDED, RunEvent, TrainingRun
 
 # One trainer works on one run at a time: what is queued beyond this waits for days.
@@ -14,10 +14,28 @@ _MAXIMUM_WAITING = 10
 
 
 async def start(
-    control: Control, caller: ApiKey, route: str, config: Mapping[str, Any]
+    control: Control,
+    caller: ApiKey,
+    route: str,
+    config: Mapping[str, Any],
+    dataset: str | None = None,
 ) -> TrainingRun:
+    """Queue a run: on the labels as they are when it begins, or on a dataset that there is."""
     rollout = await control.stores.rollouts.get(route)
-    waiting = [run for run in await control.stores.runs.list(route) if run.state not in ENDED]
+    if dataset is not None:
+        manifest = await control.stores.datasets.get(dataset)
+        if manifest.route != route:
+            raise InvalidInputError(
+                f"the dataset {dataset} is of route {manifest.route!r}: what is held out there may "
+                f"be trained on here; build or import one for {route!r}",
+                param="dataset",
+            )
+        dataset = manifest.digest
+    waiting = [
+        run
+        for run in await control.stores.runs.list(route)
+        if run.state not in ENDED and run.kind == "train"
+    ]
     if len(waiting) >= _MAXIMUM_WAITING:
         raise ConflictError(
             f"{len(waiting)} runs of {route} are under way or queued: wait, or cancel some"
@@ -30,6 +48,7 @@ async def start(
         created_at=now,
         created_by=caller.name,
         config=config,
+        dataset=dataset,
     )
     await control.stores.runs.enqueue(run)
     return run

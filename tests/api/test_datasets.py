@@ -70,6 +70,22 @@ async def test_a_dataset_is_built_shown_compared_and_written_in_other_formats(
 
 
 @pytest.mark.usefixtures("trainer")
+async def test_a_run_may_be_asked_to_train_on_a_dataset_of_its_route(
+    api: httpx2.AsyncClient, stores: Stores
+) -> None:
+    await stores.cases.put_labelled(sentences(10))
+    digest = await built(api)
+    body = {"route": "triage", "dataset": digest[:10]}
+    run = await api.post("/runs", json=body)
+    assert run.status_code == 201
+    assert run.json()["dataset"] == digest
+    await api.put("/routes/another", json={"engine": "main"})
+    refused = await api.post("/runs", json={**body, "route": "another"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "dataset")
+    assert (await api.post("/runs", json={**body, "dataset": "0" * 64})).status_code == 404
+
+
+@pytest.mark.usefixtures("trainer")
 async def test_a_file_is_brought_in(api: httpx2.AsyncClient) -> None:
     lines = [
         {"prompt": row.case.messages[0]["content"], "chosen": "yes", "rejected": f"no, {number}"}

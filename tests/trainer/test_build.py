@@ -123,6 +123,23 @@ async def test_no_dataset_trains_on_a_suite_that_was_ever_used_by_any_route(
     assert manifest.suites == (suite.name,)
 
 
+async def test_a_suite_that_is_younger_than_a_dataset_refuses_a_training_on_it(
+    stores: Stores, builder: Builder
+) -> None:
+    rows = sentences(12)
+    await stores.cases.put_labelled(rows)
+    dataset, _ = await builder.build(dataset_run(), RECIPE, None, note, AT)
+    learnt = dataset.split("train")[0]
+    kept = dataset.split("heldout")[0]
+    await builder.check(
+        ROUTE, dataset, make_suite(ROUTE, [SuiteRow("s1", kept.messages, "warm")]), AT
+    )
+    with pytest.raises(InvalidInputError, match=learnt.case):
+        await builder.check(
+            ROUTE, dataset, make_suite(ROUTE, [SuiteRow("s1", learnt.messages, "warm")]), AT
+        )
+
+
 async def test_addresses_are_taken_out_of_corrections_too(stores: Stores, builder: Builder) -> None:
     await stores.cases.put_labelled(
         [labelled(1, "whom do I write to?", "", correction="write to ada@example.org")]

@@ -13,7 +13,7 @@ from rollout.datasets import (
     from_rows,
     load,
 )
-from trainer.dataset.compiler import Compiled, compile_dataset, compile_rows
+from trainer.dataset.compiler import Compiled, compile_dataset, compile_rows, leaks
 from trainer.dataset.contradictions import cases_for
 from trainer.dataset.splits import NOWHERE, Places, split_of
 
@@ -34,6 +34,7 @@ __all__ = [
     "compile_dataset",
     "compile_rows",
     "from_rows",
+    "leaks",
     "load",
     "split_of",
 ]

@@ -79,6 +79,14 @@ def compile_rows(
     )
 
 
+def leaks(dataset: Dataset, suite_prompts: Sequence[Sequence[Message]]) -> list[str]:
+    """Cases of rows that are learnt from and ask what a suite asks, or nearly that."""
+    rows: list[Example | Unanswered] = [*dataset.rows, *dataset.unanswered]
+    learnt = [row for row in rows if row.split != "heldout"]
+    found = _neighbours([row.messages for row in learnt], suite_prompts)
+    return sorted(learnt[place].case for place in found.evaluated)
+
+
 def _compile(
     heard: Heard,
     *,
@@ -107,7 +115,7 @@ def _compile(
 
     # What has its place already keeps it, held-out rows first; then by the first label's time.
     drafts.sort(key=lambda draft: (rank(draft), draft.first_at, draft.digest))
-    neighbours = _neighbours(drafts, suite_prompts)
+    neighbours = _neighbours([draft.voice.messages for draft in drafts], suite_prompts)
     placing = _Placing(drafts, neighbours, places, heldout, validation)
     for place in range(len(drafts)):
         placing.put(place)
@@ -132,9 +140,11 @@ class _Neighbours:
     evaluated: frozenset[int]
 
 
-def _neighbours(drafts: Sequence[Draft], suite_prompts: Sequence[Sequence[Message]]) -> _Neighbours:
+def _neighbours(
+    prompts: Sequence[Sequence[Message]], suite_prompts: Sequence[Sequence[Message]]
+) -> _Neighbours:
     suites = [messages for each in suite_prompts if (messages := flat(each)) is not None]
-    texts = distinguishing(without_instructions([draft.voice.messages for draft in drafts]))
+    texts = distinguishing(without_instructions(prompts))
     # A suite may ask the same without the instructions that clients send, or with its own.
     asked = [asked_text(messages) for messages in suites]
     bare = without_instructions(suites)
