@@ -25,15 +25,16 @@ class JsonRules:
 
 @dataclass(frozen=True, slots=True)
 class Semantic:
-    """Nearness in meaning, by the embeddings that an engine gives.
+    """Nearness in meaning, by the embeddings that an engine gives, or a `local` model.
 
-    `model` is the name that the engine knows (None: its base) or a version, as `route@3`. From
-    the cosine similarity `agrees_from` on two texts agree; None: it only tells how far apart.
+    `model` is the name that the engine knows (None: its base) or a version, as `route@3`. `local`
+    is a directory on each shadow's machine, which a static model is read from. From the cosine similarity `agrees_from` on two texts agree; None: it only tells how far apart.
     """
 
-    engine: str
+    engine: str | None = None
     model: str | None = None
     agrees_from: float | None = None
+    local: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ def route_problems(route: Route) -> Iterator[tuple[str, str]]:
         for pointer in pointers:
             if pointer and not pointer.startswith("/"):
                 yield f"json_rules.{name}", f"{pointer!r} is no JSON pointer: write /{pointer}"
+    if semantic is not None and (semantic.engine is None) == (semantic.local is None):
+        yield "semantic.engine", "say either an engine or the directory of a local model"
     least = None if semantic is None else semantic.agrees_from
     if least is not None and not 0 < least <= 1:
         yield "semantic.agrees_from", "agrees_from is a similarity: it must lie in (0, 1]"

@@ -4,8 +4,9 @@ Neither ever holds a pair up: what fails, or does not come in time, is counted a
 """
 
 import asyncio
+import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any, Final, TypeVar
@@ -14,6 +15,7 @@ import msgspec
 
 from gateway.answers import answer_from_body
 from gateway.errors import UpstreamError
+from gateway.shadow.embedding import LocalModels
 from gateway.shadow.fleet import Fleet, Model
 from gateway.shadow.metrics import ShadowMetrics
 from gateway.shadow.pairing import chance, messages_of
@@ -22,6 +24,8 @@ from rollout.agreement.judging import Verdict, judgement, question, verdict_of
 from rollout.agreement.meaning import semantic_score, similarity
 from rollout.exchanges import Answer, Comparison, Exchange, Judgement, Kind, Step
 from rollout.routes import Judge, Route, Semantic
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -65,6 +69,7 @@ class Referee:
         self._fleet = fleet
         self._metrics = metrics
         self._slots = asyncio.Semaphore(_CONCURRENCY)
+        self._local = LocalModels()
         self._failures: Counter[tuple[Kind, str]] = Counter()
         self._rests_until: dict[tuple[Kind, str], float] = {}
 
@@ -87,7 +92,7 @@ class Referee:
 
     async def _semantic(self, comparison: Comparison, rule: Semantic, until: float) -> Comparison:
         score, step = await self._step(
-            ("semantic", rule.engine),
+            ("semantic", rule.engine or str(rule.local)),
             lambda: self._near(rule, comparison),
             min(until, _now() + _NEVER_LONGER_SECONDS),
         )
@@ -142,8 +147,28 @@ class Referee:
         return Step(name, None, perf_counter() - began, error=reason)
 
     async def _near(self, rule: Semantic, comparison: Comparison) -> tuple[float, float, int]:
-        model = self._model(rule.engine, rule.model)
         texts = [comparison.stable.text, comparison.candidate.text]
+        if rule.engine is None:
+            (one, other), tokens = await self._embed_here(str(rule.local), texts), 0
+        else:
+            (one, other), tokens = await self._embed(rule.engine, rule.model, texts)
+        score = semantic_score(similarity(one, other), rule.agrees_from)
+        return score, score, tokens
+
+    async def _embed_here(self, path: str, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        try:
+            return await self._local.embed(path, texts)
+        except ImportError as exc:
+            log.warning("a route asks for a local model: install sluice[semantic]")
+            raise StepError("not_installed") from exc
+        except (OSError, ValueError) as exc:
+            log.warning("there is no model to read in %s: %s", path, exc)
+            raise StepError("not_served") from exc
+
+    async def _embed(
+        self, engine: str, name: str | None, texts: Sequence[str]
+    ) -> tuple[Sequence[Sequence[float]], int]:
+        model = self._model(engine, name)
         status, data = await self._send(model, EMBEDDINGS, {"model": model.name, "input": texts})
         if status != 200:
             raise StepError("engine_error")
@@ -152,10 +177,10 @@ class Referee:
         except msgspec.MsgspecError as exc:
             raise StepError("unreadable") from exc
         vectors = {each.index: each.embedding for each in read.data}
-        if vectors.keys() != {0, 1}:
+        if vectors.keys() != set(range(len(texts))):
             raise StepError("unreadable")
-        score = semantic_score(similarity(vectors[0], vectors[1]), rule.agrees_from)
-        return score, score, read.usage.prompt_tokens if read.usage else 0
+        found = [vectors[place] for place in range(len(texts))]
+        return found, read.usage.prompt_tokens if read.usage else 0
 
     async def _ask_judge(
         self, judge: Judge, comparison: Comparison, exchange: Exchange

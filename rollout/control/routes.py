@@ -39,7 +39,7 @@ async def put(control: Control, caller: ApiKey, route: Route, reason: str) -> bo
 
 def _named_engines(route: Route) -> Iterator[tuple[str, str]]:
     yield "engine", route.engine
-    if route.semantic is not None:
+    if route.semantic is not None and route.semantic.engine is not None:
         yield "semantic.engine", route.semantic.engine
     if route.judge is not None:
         yield "judge.engine", route.judge.engine

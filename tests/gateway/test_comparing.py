@@ -4,11 +4,17 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from model2vec import StaticModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from rollout.agreement.judging import cohens_kappa, judgement, question, record, verdict_of
 from rollout.agreement.meaning import semantic_score, similarity
@@ -124,6 +130,38 @@ async def test_nearness_in_meaning_is_asked_of_an_engine(
     (asked,) = [r for r in bed.engine.requests if r.path == "/v1/embeddings"]
     assert asked.json() == {"model": "embedder", "input": ["good", "bad"]}
     assert count(metrics, "step_tokens_total", step="semantic") == 7
+
+
+@pytest.fixture(scope="module")
+def static_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three words: "good" and "fine" lie close together, "bad" far from both."""
+    words = {"[UNK]": 0, "good": 1, "fine": 2, "bad": 3}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    vectors = np.array([[0, 0], [1, 0], [1, 0.1], [-0.1, 1]], dtype=np.float32)
+    folder = tmp_path_factory.mktemp("model2vec")
+    StaticModel(vectors, tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("stable", "agree"), [("fine", 0), ("bad fine", 0), ("bad bad", 1)])
+async def test_a_static_model_runs_in_the_shadow_itself(
+    bed: Bed, static_model: Path, stable: str, agree: int
+) -> None:
+    await bed.update_route(semantic=Semantic(local=str(static_model), agrees_from=0.9))
+    async with shadow(bed) as metrics:
+        await bed.capture(bed.exchange("r1", answer=Answer(1, 200, stable)))
+        await bed.settled()
+    assert await bed.pairs() == PairCounts(agree=agree, disagree=1 - agree)
+    assert count(metrics, "compared_total", kind="semantic") == 1
+
+
+async def test_a_model_that_is_not_there_costs_no_pair(bed: Bed, tmp_path: Path) -> None:
+    await bed.update_route(semantic=Semantic(local=str(tmp_path / "nowhere")))
+    async with shadow(bed) as metrics:
+        await compared(bed)
+    assert await bed.pairs() == PairCounts(disagree=1)
+    assert count(metrics, "step_failures_total", step="semantic", reason="not_served") == 1
 
 
 @pytest.mark.parametrize("decides", [False, True])

@@ -264,6 +264,8 @@ def test_each_step_that_was_tried_is_told_with_its_cost() -> None:
         ({"json_rules": JsonRules(tolerance=1.0)}, "json_rules.tolerance"),
         ({"json_rules": JsonRules(unordered=("tags",))}, "json_rules.unordered"),
         ({"semantic": Semantic("main", agrees_from=1.5)}, "semantic.agrees_from"),
+        ({"semantic": Semantic()}, "semantic.engine"),
+        ({"semantic": Semantic("main", local="/models/x")}, "semantic.engine"),
         ({"judge": Judge("main", sample=2)}, "judge.sample"),
         ({"judge": Judge("main", seconds=0)}, "judge.seconds"),
         ({"judge": Judge("main", maximum_tokens=0)}, "judge.maximum_tokens"),
