@@ -144,14 +144,18 @@ Event = Proposed | Queued | Withdrawn | CanarySet | Held | Resumed | Promoted | 
 _SECOND_THOUGHT = timedelta(minutes=5)
 
 
-def surely_meant(rollout: Rollout, last: Event | None, now: datetime) -> bool:
+def surely_meant(
+    rollout: Rollout, last: Event | None, now: datetime, *, succeeded: bool = False
+) -> bool:
     """Whether a rollback now means what it would do.
 
     Right after the end of a trial it would take the *stable* version back, which is hardly what
-    two who rolled back the same candidate at the same moment wanted.
+    two who rolled back the same candidate at the same moment wanted. Nor did they mean the next
+    of the queue, where that one `succeeded` the trial that `last` ended.
     """
     ended_just_now = isinstance(last, RolledBack) and now - last.at < _SECOND_THOUGHT
-    return rollout.trial is not None or rollout.previous is None or not ended_just_now
+    harmless = rollout.previous is None if rollout.trial is None else not succeeded
+    return harmless or not ended_just_now
 
 
 def apply(rollout: Rollout, event: Event) -> Rollout:

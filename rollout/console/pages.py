@@ -61,8 +61,9 @@ async def post_logout(_: Sender) -> Response:
 @router.get("/")
 async def get_overview(visitor: Here) -> Response:
     control = visitor.control
+    catalog = await control.stores.catalog.load()
     rows = [
-        (view, await rollouts.status(control, view.route.name))
+        (view, await rollouts.status(control, view.route.name, catalog))
         for view in await rollouts.routes(control, visitor.key)
     ]
     return visitor.show(

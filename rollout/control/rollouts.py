@@ -35,7 +35,7 @@ from rollout.state import (
     Withdrawn,
     surely_meant,
 )
-from rollout.stores import Stores
+from rollout.stores import HistoryEntry, Stores
 from rollout.versions import Version, parse_model
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
@@ -83,7 +83,8 @@ async def change(control: Control, caller: ApiKey, route: str, verb: Verb, ask: 
     raise AssertionError("the last attempt returns or raises")
 
 
-async def status(control: Control, route: str) -> RolloutView:
+async def status(control: Control, route: str, catalog: Catalog | None = None) -> RolloutView:
+    """Whoever looks at many routes brings the catalog along, which is read once then."""
     rollout = await control.stores.rollouts.get(route)
     trial = rollout.trial
     evidence = None
@@ -92,7 +93,8 @@ async def status(control: Control, route: str) -> RolloutView:
         evidence = await control.stores.evidence.read(route, trial.id)
         verdicts = tuple(await control.stores.evidence.verdicts(route, trial.id))
     stats = await control.stores.cases.stats(route)
-    catalog = await control.stores.catalog.load()
+    if catalog is None or route not in catalog.routes:
+        catalog = await control.stores.catalog.load()
     known = _known(rollout, evidence, verdicts, catalog)
     return RolloutView(
         rollout=rollout,
@@ -113,7 +115,9 @@ def _known(
 ) -> Known | None:
     if rollout.trial is None or evidence is None:
         return None
-    version = catalog.versions[f"{rollout.route}@{rollout.trial.candidate}"]
+    version = catalog.versions.get(f"{rollout.route}@{rollout.trial.candidate}")
+    if version is None:
+        return None
     return Known(evidence, verdicts, placement(version, catalog.residency.values()))
 
 
@@ -238,18 +242,35 @@ async def _rolled_back(control: Control, rollout: Rollout, ask: Ask, by: str) ->
 async def rollback(
     stores: Stores, rollout: Rollout, *, by: str, reason: str, now: datetime, force: bool
 ) -> RolledBack:
-    """The event, unless it would take the stable version back by accident: RefusedError then."""
-    last = next(iter(await stores.rollouts.history(rollout.route, limit=1)), None)
-    if last is not None and not force and not surely_meant(rollout, last.event, now):
+    """The event, unless it would hit what nobody aims at: RefusedError then."""
+    history = await stores.rollouts.history(rollout.route, limit=2)
+    succeeded = bool(history) and _from_queue(history[0])
+    last = next(iter(history[1:] if succeeded else history), None)
+    meant = last is None or surely_meant(rollout, last.event, now, succeeded=succeeded)
+    if last is not None and not force and not meant:
+        would = (
+            f"put {rollout.route}@{rollout.previous} in the place of the stable "
+            f"{rollout.route}@{rollout.stable}"
+            if rollout.trial is None
+            else f"end the trial of {rollout.route}@{rollout.trial.candidate}, which came from the "
+            "queue since"
+        )
         raise RefusedError(
             f"{last.event.by} rolled {rollout.route} back a moment ago ({last.event.reason}); a "
-            f"second rollback would put {rollout.route}@{rollout.previous} in the place of the "
-            f"stable {rollout.route}@{rollout.stable}. Repeat it with force if that is meant",
+            f"second rollback would {would}. Repeat it with force if that is meant",
             param="force",
         )
     if not force and rollout.trial is None and rollout.previous is not None:
         await _way_back(stores, rollout)
     return RolledBack(at=now, by=by, reason=reason)
+
+
+def _from_queue(entry: HistoryEntry) -> bool:
+    """Whether it put a version on trial whose turn had come."""
+    event = entry.event
+    return isinstance(event, Proposed) and any(
+        event.version == waiting.version for waiting in entry.before.queued
+    )
 
 
 async def _way_back(stores: Stores, rollout: Rollout) -> None:

