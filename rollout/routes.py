@@ -79,6 +79,15 @@ class Route:
     judge: Judge | None = None
 
 
+def named_engines(route: Route) -> Iterator[tuple[str, str]]:
+    """The engines that a route needs, each with the field that names it."""
+    yield "engine", route.engine
+    if route.semantic is not None and route.semantic.engine is not None:
+        yield "semantic.engine", route.semantic.engine
+    if route.judge is not None:
+        yield "judge.engine", route.judge.engine
+
+
 def route_problems(route: Route) -> Iterator[tuple[str, str]]:
     """Each field of the comparing that makes no sense, and what is wrong with it."""
     rules, semantic, judge = route.json_rules, route.semantic, route.judge

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -28,7 +28,15 @@ from rollout.errors import ConfigError, InvalidInputError
 from rollout.lines import line_of
 from rollout.plans import clearest, plain_path
 from rollout.policy import Policy, Slo, policy_problems, servable_gates
-from rollout.routes import Comparator, JsonRules, Judge, Route, Semantic, route_problems
+from rollout.routes import (
+    Comparator,
+    JsonRules,
+    Judge,
+    Route,
+    Semantic,
+    named_engines,
+    route_problems,
+)
 from rollout.versions import check_route_name
 
 S = TypeVar("S", bound="Section")
@@ -153,6 +161,10 @@ class RouteSection(Section):
             None if self.schema_path is None else _read_schema(folder / self.schema_path)
         )
 
+    def named_engines(self) -> Iterator[tuple[str, str]]:
+        """The engines that it needs, each with the key that names it."""
+        return named_engines(self._made(None))
+
     def _made(self, schema: str | None) -> Route:
         return Route(
             name=self.name,
@@ -237,12 +249,13 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = 
     settings = _check(Settings, table, str(path or "the environment"), text)
     known = {engine.name for engine in settings.engines}
     for route in settings.routes:
-        if known and route.engine not in known:
-            raise ConfigError(
-                f"{path}: route {route.name!r} names engine {route.engine!r}, but [[engines]] has "
-                f"only {', '.join(sorted(known))}",
-                param="routes.engine",
-            )
+        for field, engine in route.named_engines():
+            if known and engine not in known:
+                raise ConfigError(
+                    f"{path}: route {route.name!r} names engine {engine!r}, but [[engines]] has "
+                    f"only {', '.join(sorted(known))}",
+                    param=f"routes.{field}",
+                )
     return settings
 
 

@@ -1,13 +1,12 @@
 """Creating a route, and changing how it is compared and judged."""
 
 import json
-from collections.abc import Iterator
 
 from rollout.control.context import Control
 from rollout.credentials import ApiKey
 from rollout.errors import InvalidInputError
 from rollout.policy import policy_problems, servable_gates
-from rollout.routes import Route, route_problems
+from rollout.routes import Route, named_engines, route_problems
 from rollout.versions import check_route_name
 
 
@@ -20,7 +19,7 @@ async def put(control: Control, caller: ApiKey, route: Route, reason: str) -> bo
     for field, problem in route_problems(route):
         raise InvalidInputError(problem, param=field)
     engines = {engine.name: engine for engine in control.settings.engine_list()}
-    for field, engine in _named_engines(route):
+    for field, engine in named_engines(route):
         if engine not in engines:
             raise InvalidInputError(
                 f"there is no engine {engine!r}: the configuration has "
@@ -35,14 +34,6 @@ async def put(control: Control, caller: ApiKey, route: Route, reason: str) -> bo
         base=engines[route.engine].base,
         base_revision=engines[route.engine].base_revision,
     )
-
-
-def _named_engines(route: Route) -> Iterator[tuple[str, str]]:
-    yield "engine", route.engine
-    if route.semantic is not None and route.semantic.engine is not None:
-        yield "semantic.engine", route.semantic.engine
-    if route.judge is not None:
-        yield "judge.engine", route.judge.engine
 
 
 def _check_schema(text: str | None) -> None:
