@@ -22,6 +22,7 @@ from rollout.versions import Prompt, Version, parse_model
 
 # A hub's name for a base, and no directory: `HuggingFaceTB/SmolLM2-135M`.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_GRACE_SECONDS = 5.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -180,10 +181,24 @@ async def _adapter_folder(control: Control, draft: Draft) -> AsyncIterator[Path 
         seconds=control.settings.artifacts.fetch_seconds,
     )
     control.settings.data_path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="fetch-", dir=control.settings.data_path) as target:
+    with tempfile.TemporaryDirectory(
+        prefix="fetch-", dir=control.settings.data_path, ignore_cleanup_errors=True
+    ) as target:
         async with control.fetches:
-            await asyncio.to_thread(fetch_adapter, draft.adapter_url, Path(target), limits)
+            await _fetch(draft.adapter_url, Path(target), limits)
         yield Path(target)
+
+
+async def _fetch(url: str, target: Path, limits: FetchLimits) -> None:
+    try:
+        async with asyncio.timeout(limits.seconds + _GRACE_SECONDS):
+            await asyncio.to_thread(fetch_adapter, url, target, limits)
+    except TimeoutError:
+        # Some file systems wait within one read, where nobody can count the time.
+        raise UnavailableError(
+            f"{url} did not deliver within {limits.seconds:g} s: try again, or raise fetch_seconds "
+            "under [artifacts]"
+        ) from None
 
 
 async def _take_in(control: Control, folder: Path, draft: Draft, stable: Version) -> Bundle:

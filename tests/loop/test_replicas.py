@@ -1,5 +1,6 @@
 """Two real replicas with real adapters: what dies in the middle of a rollout costs no request."""
 
+import json
 import os
 import re
 import signal
@@ -8,13 +9,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import numpy as np
 import openai
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from rollout.adapters import WEIGHTS_FILE
+from rollout.adapters import CONFIG_FILE, WEIGHTS_FILE
 from rollout.artifacts import describe
 from rollout.client import ControlClient
-from rollout.errors import SluiceError
+from rollout.errors import EngineUnavailableError, SluiceError
 from tests.engines import VllmServer
 from tests.loop.conftest import ROUTE, Load
 from tests.system import RunningSluice, eventually
@@ -49,7 +52,8 @@ def house(
     urls = [replica.url for replica in replicas]
     with RunningSluice(
         tmp_path_factory.mktemp("replicas"),
-        engines=[{"name": "main", "urls": urls, "base": "pair"}],
+        # Larger than what the engine accepts, so that it is the one to refuse.
+        engines=[{"name": "main", "urls": urls, "base": "pair", "max_rank": 64}],
         routes=[{"name": ROUTE, "engine": "main", "capture": 1.0}],
         workers=WORKERS,
     ) as running:
@@ -154,6 +158,33 @@ def test_a_rollback_needs_no_controller(
     # What was on its way when the gateways confirmed may still come in.
     assert load.answered["candidate"] - taken <= 3
     assert control.rollout(ROUTE).candidate is None
+
+
+def test_what_the_engine_refuses_is_told_in_its_words(
+    house: RunningSluice, control: ControlClient, tiny_adapters: Mapping[str, Path], tmp_path: Path
+) -> None:
+    candidate = _register(house, control, _widened(tiny_adapters["first"], tmp_path / "wide"))
+    control.change(ROUTE, "propose", reason="try it", version=candidate)
+    eventually(lambda: "rank" in str(control.version(candidate).missing), WAIT, "the refusal")
+    assert len(control.version(candidate).missing) == 2
+    status = " ".join(house.sluice("rollout", "status", ROUTE).stdout.split())
+    assert f"waits until {candidate} is resident: replica http://" in status
+    assert "LoRA rank 32 is greater than max_lora_rank 16" in status
+    with pytest.raises(EngineUnavailableError, match="greater than max_lora_rank"):
+        control.change(ROUTE, "canary", reason="go", percent=50.0)
+
+
+def _widened(adapter: Path, target: Path) -> Path:
+    """The same adapter at four times its rank."""
+    target.mkdir()
+    config = json.loads((adapter / CONFIG_FILE).read_text())
+    (target / CONFIG_FILE).write_text(json.dumps(config | {"r": config["r"] * 4}))
+    weights = load_file(adapter / WEIGHTS_FILE)
+    wide = {
+        name: np.concatenate([each] * 4, int("lora_B" in name)) for name, each in weights.items()
+    }
+    save_file(wide, target / WEIGHTS_FILE)
+    return target
 
 
 def _register(house: RunningSluice, control: ControlClient, adapter: Path) -> str:
