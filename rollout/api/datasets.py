@@ -1,7 +1,6 @@
 """Datasets: built from labels or brought in, shown, compared, and written in other formats."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Request, Response, status
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,13 +24,22 @@ _LONGEST_WAIT: Final = 25.0
 Wait = Annotated[float, Query(ge=0, le=_LONGEST_WAIT)]
 
 
+class Shares(BaseModel):
+    """Of the clusters of prompts, never trained on; what is not given is the trainer's default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    heldout: float | None = Field(None, ge=0, le=0.9)
+    validation: float | None = Field(None, ge=0, le=0.9)
+
+
 class Body(BaseModel):
-    """`config` may hold `heldout` and `validation`. With `wait_seconds` it answers at the end."""
+    """With `wait_seconds` the answer comes when the dataset is built, or time is up."""
 
     model_config = ConfigDict(extra="forbid")
 
     route: str
-    config: Mapping[str, Any] = Field(default_factory=dict)
+    config: Shares = Field(default_factory=Shares)
     wait_seconds: float = Field(0.0, ge=0, le=_LONGEST_WAIT)
 
 
@@ -39,7 +47,8 @@ class Body(BaseModel):
 async def post_dataset(control: ControlPlane, caller: Trainer, body: Body) -> TrainingRun:
     """Ask a trainer to build one from the labels; the run's `dataset` names it once it is built."""
     require_route(caller, body.route)
-    return await datasets.build(control, caller, body.route, body.config, body.wait_seconds)
+    config = body.config.model_dump(exclude_none=True)
+    return await datasets.build(control, caller, body.route, config, body.wait_seconds)
 
 
 @router.post("/import", status_code=status.HTTP_202_ACCEPTED)
@@ -55,7 +64,7 @@ async def post_import(
     wait_seconds: Wait = 0.0,
 ) -> TrainingRun:
     """Build one from a file's lines, by the same rules. A broken line refuses all of them."""
-    shares = {"heldout": heldout, "validation": validation}
+    shares = Shares(heldout=heldout, validation=validation)
     return await datasets.bring_in(
         control,
         caller,
@@ -63,7 +72,7 @@ async def post_import(
         await _bounded_body(request),
         name=format,
         file=file,
-        config={name: share for name, share in shares.items() if share is not None},
+        config=shares.model_dump(exclude_none=True),
         wait_seconds=wait_seconds,
     )
 

@@ -69,6 +69,9 @@ def _watch(session: Session, run_id: str) -> int:
     if ended.state == "proposed":
         session.say(f"proposed {ended.version}: {ended.reason}")
         return 0
+    if ended.state == "built":
+        session.say(f"built {ended.dataset}: {ended.reason}")
+        return 0
     session.warn(f"{run_id} {ended.state}: {ended.reason or 'no reason given'}")
     return 1
 

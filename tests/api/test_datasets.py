@@ -117,6 +117,13 @@ async def test_a_dataset_that_nobody_builds_is_told_as_it_is(api: httpx2.AsyncCl
     assert (await api.post("/datasets", json={"route": "triage"})).status_code == 409
 
 
+async def test_a_setting_that_is_none_is_refused(api: httpx2.AsyncClient) -> None:
+    for config in ({"source": "0" * 64}, {"heldout": 2}, {"rank": 3}):
+        answer = await api.post("/datasets", json={"route": "triage", "config": config})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == f"config.{next(iter(config))}"
+
+
 async def test_rows_are_for_trainers_of_the_route(api: httpx2.AsyncClient, stores: Stores) -> None:
     other = await add_key(stores, "other", "train", routes=frozenset({"another"}))
     labeler = await add_key(stores, "labeler", "label")
