@@ -139,7 +139,7 @@ class CaptureStore:
             return 0
         group = next((each for each in groups if each["name"] == keys.SHADOW_GROUP), None)
         # Redis can't tell the lag for a while after entries were erased: all of them at most.
-        if group is None or group["lag"] is None:
+        if group is None or group.get("lag") is None:
             return int(await self._link.run("XLEN", keys.CAPTURES))
         return int(group["pending"]) + int(group["lag"])
 
