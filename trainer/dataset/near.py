@@ -27,6 +27,8 @@ _ALIKE: Final = 0.4
 _WINDOW: Final = 12
 _WINDOW_OF_MANY: Final = 3
 _MOST: Final = 32
+# Of few texts more may be compared: so many pairs take a second or two.
+_AFFORDABLE: Final = 1_000_000
 # How many pairs wait to be counted; 32 MB of them.
 _WAITING: Final = 1 << 22
 # Of a text so short one changed letter spoils most pieces; it is compared too with those that sort
@@ -150,7 +152,7 @@ def _candidates(texts: Sequence[str], signatures: Words) -> Pairs:
             waiting = []
     alike = _agreement(signatures, *np.divmod(codes, count)) >= _ALIKE
     codes, shared = codes[alike], shared[alike]
-    return codes[_most_alike(codes % count, shared)]
+    return codes[_most_alike(codes % count, shared, max(_MOST, _AFFORDABLE // count))]
 
 
 def _may_be_near(codes: Pairs, lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -200,10 +202,15 @@ def _in_band(keys: NDArray[np.uint64], band: int, count: int) -> Pairs:
     found: list[Pairs] = [np.empty(0, dtype=np.int64)]
     for step in range(1, min(_WINDOW, count - 1) + 1):
         equal = sorted_keys[step:] == sorted_keys[:-step]
-        (places,) = np.nonzero(equal if step <= _WINDOW_OF_MANY else equal & few[step:])
+        (places,) = np.nonzero(equal if step <= _widest(count) else equal & few[step:])
         ones, others = order[places], order[places + step]
         found.append(np.minimum(ones, others) * count + np.maximum(ones, others))
     return np.concatenate(found)
+
+
+def _widest(count: int) -> int:
+    """How many of its neighbours a text is compared with that equals very many in a band."""
+    return max(_WINDOW_OF_MANY, min(_WINDOW, _AFFORDABLE // (4 * count)))
 
 
 def _counted(codes: Pairs, shared: Pairs, more: Sequence[Pairs]) -> tuple[Pairs, Pairs]:
@@ -227,11 +234,11 @@ def _agreement(signatures: Words, first: Pairs, second: Pairs) -> NDArray[np.flo
     return agreement
 
 
-def _most_alike(second: Pairs, shared: Pairs) -> NDArray[np.int64]:
-    """The places of at most _MOST pairs of each `second`, those with the most bands."""
+def _most_alike(second: Pairs, shared: Pairs, most: int) -> NDArray[np.int64]:
+    """The places of at most so many pairs of each `second`, those with the most bands."""
     order = np.lexsort((-shared, second))
     owners = second[order]
     starts = np.concatenate(([True], owners[1:] != owners[:-1])) if len(owners) else owners == 0
     begins = np.maximum.accumulate(np.where(starts, np.arange(len(owners)), 0))
-    kept: NDArray[np.int64] = order[np.arange(len(owners)) - begins < _MOST]
+    kept: NDArray[np.int64] = order[np.arange(len(owners)) - begins < most]
     return kept
