@@ -104,3 +104,5 @@ def test_a_button_of_an_older_page_moves_nothing(browser: webdriver.Chrome, api:
     rollout = api.with_stores(lambda stores: stores.rollouts.get("triage"))
     assert rollout.trial is not None
     assert rollout.trial.weight == 50.0
+    # The refusal stands in the browser's log, which other tests look at.
+    browser.get_log("browser")

@@ -7,6 +7,7 @@ before the step has happened, or just after it and before anybody heard of it.
 
 import asyncio
 import contextlib
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.anyio
 WAITS = Waits(drain=0.0, notice=0.0)
 # A round is a look at everything; a promotion by one step takes three, and some more are spare.
 ROUNDS = 8
+READS = re.compile(r"GET|HGETALL|HMGET|ZRANGE|/health|/v1/models")
 # What changes the catalog that gateways read, or what an engine holds.
 CHANGES = {"commit", "announce_if_changed", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"}
 
@@ -226,21 +228,26 @@ async def test_the_steps_of_a_promotion_are_these(house: House, redis_url: str) 
 async def test_a_controller_may_die_at_every_step(
     house: House, redis_url: str, afterwards: bool
 ) -> None:
-    step = 0
-    while True:
+    await begin(house, redis_url)
+    whole = Fate()
+    assert await live(house, redis_url, Clock(), whole)
+    # What only reads leaves nothing behind: to die after it is to die before the next step.
+    places = [n for n, step in enumerate(whole.steps) if not (afterwards and READS.match(step))]
+    assert len(places) > (8 if afterwards else 20)
+    died = 0
+    for place in places:
         await begin(house, redis_url)
-        fate = Fate(step, afterwards)
         clock = Clock()
-        if await live(house, redis_url, clock, fate):
-            break
-        where = f"{'after' if afterwards else 'before'} step {step}, {fate.steps[-1]}"
+        where = f"{'after' if afterwards else 'before'} step {place}, {whole.steps[place]}"
         try:
-            assert await live(house, redis_url, clock, Fate())
+            # The last steps may not come: how often a lease is asked for is up to the store's clock.
+            if not await live(house, redis_url, clock, Fate(place, afterwards)):
+                died += 1
+                assert await live(house, redis_url, clock, Fate())
             await check(house)
         except AssertionError as exc:
             raise AssertionError(f"died {where}: {exc}") from exc
-        step += 1
-    assert step > 20
+    assert died >= len(places) - 3
 
 
 @pytest.mark.parametrize("deposed_at", [0, 1], ids=["canary", "promotion"])
