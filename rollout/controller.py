@@ -36,7 +36,7 @@ from rollout.catalog import Catalog
 from rollout.control.erasure import sweep
 from rollout.credentials import ApiKey, digest_secret
 from rollout.discovery import Discovery
-from rollout.engines import Residency, placement
+from rollout.engines import placement
 from rollout.errors import (
     ConfigError,
     ConflictError,
@@ -336,15 +336,11 @@ class Controller:
         """A replica that left the configuration, or DNS, must not be waited for."""
         known = {url for engine in self._discovery.engines for url in engine.urls}
         gone = [
-            Residency(
-                residency.engine, residency.url, ready=False, down="it is not configured any more"
-            )
+            residency.url
             for residency in self._catalog.residency.values()
-            if residency.url not in known
-            and residency.ready
-            and residency.engine not in self._discovery.unresolved
+            if residency.url not in known and residency.engine not in self._discovery.unresolved
         ]
-        await self._stores.catalog.put_residency(gone)
+        await self._stores.catalog.forget_residency(gone)
 
     async def _store_bootstrap_key(self, secret: str) -> None:
         digest = digest_secret(secret)

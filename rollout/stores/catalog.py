@@ -1,7 +1,7 @@
 """The catalog that gateways route by, and the announcements that keep it fresh."""
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -76,6 +76,15 @@ class CatalogStore:
             [keys.RESIDENCY, keys.REVISION],
             [keys.ANNOUNCEMENTS, *pairs],
         )
+
+    async def forget_residency(self, urls: Collection[str]) -> None:
+        """These replicas are no more; nobody waits for them, or shows them."""
+        if urls:
+            await self._link.script(
+                "forget_fields",
+                [keys.RESIDENCY, keys.REVISION],
+                [keys.ANNOUNCEMENTS, *sorted(urls)],
+            )
 
     async def want(self, version_name: str, seconds: float) -> None:
         """Ask the controller to keep a version resident for that long, whatever the rollout."""

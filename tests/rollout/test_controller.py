@@ -165,6 +165,7 @@ async def test_a_removed_replica_is_not_waited_for(house: House) -> None:
     await controller.tick()
     await controller.tick()
     assert (await house.rollout()).trial != trial.trial
+    assert "http://gone" not in (await house.stores.catalog.load()).residency
 
 
 async def test_the_next_candidate_has_its_turn_when_the_trial_has_ended(house: House) -> None:

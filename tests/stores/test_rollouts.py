@@ -182,6 +182,18 @@ async def test_residency_is_announced_only_where_it_changed(stores: Stores) -> N
     assert await stores.catalog.revision() > revision
 
 
+async def test_a_replica_that_is_gone_is_forgotten_once(stores: Stores) -> None:
+    await stores.catalog.put_residency([Residency("main", "http://e:1", ready=True)])
+    before = await stores.catalog.revision()
+    await stores.catalog.forget_residency(["http://e:1", "http://e:2"])
+    catalog = await stores.catalog.load()
+    assert catalog.residency == {}
+    assert catalog.revision == before + 1
+    await stores.catalog.forget_residency(["http://e:1"])
+    await stores.catalog.forget_residency([])
+    assert await stores.catalog.revision() == before + 1
+
+
 async def test_announcements_begin_with_the_present_and_follow_each_change(stores: Stores) -> None:
     announcements = stores.catalog.announcements()
     first = await anext(announcements)
