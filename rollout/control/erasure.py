@@ -105,6 +105,11 @@ async def _remnants(control: Control, case_ids: Collection[str]) -> Sequence[Rem
     for run in await control.stores.runs.list(None, _RUNS_LOOKED_AT):
         if run.dataset is not None:
             trained.setdefault(run.dataset, []).append(run)
+    for manifest in await control.stores.datasets.list():
+        trained.setdefault(manifest.digest, [])
+        # What labels that contradict each other said is listed beside the rows.
+        if manifest.ledger is not None and manifest.contradictions:
+            trained.setdefault(manifest.ledger, [])
     names = {case_id.encode() for case_id in case_ids}
     found: list[Remnant] = []
     for digest, runs in trained.items():
