@@ -43,8 +43,9 @@ class Together:
         from accelerate import PartialState
 
         self._state = PartialState()
-        self.number: int = self._state.process_index
-        self.count: int = self._state.num_processes
+        # The state counts one process where a CPU is asked for; torch knows better.
+        self.number = torch.distributed.get_rank()
+        self.count = torch.distributed.get_world_size()
 
     @property
     def device(self) -> torch.device:

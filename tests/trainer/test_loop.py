@@ -1,6 +1,8 @@
 """The loop on a tiny model: packing that doesn't mix, a loss that falls, a run that resumes."""
 
 import math
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +168,87 @@ def test_what_is_saved_names_the_base_and_nothing_of_this_machine(
     assert info.rank == 16
     # Four layers of q, k, v, o, gate, up and down; the head stays as it is.
     assert len(info.modules) == 4 * 7
+
+
+def overfitting(examples: list[Item]) -> dict[str, Any]:
+    """Rows whose validation loss rises once they are known by heart: the answers are others'."""
+    wrong = [
+        Item((replace(each.examples[0], ids=each.examples[0].prompt + other.examples[0].answer),))
+        for each, other in pairwise(examples[:9])
+    ]
+    settings = config(epochs=6, batch_tokens=512, learning_rate=0.02, warmup=0.0)
+    return {"items": examples, "validation": wrong, "config": settings}
+
+
+def test_the_weights_of_the_lowest_validation_loss_are_kept(
+    base: BaseModel, examples: list[Item]
+) -> None:
+    run = overfitting(examples)
+    steps: list[Progress] = []
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+    model = fresh(base, run["config"])
+
+    def note(progress: Progress) -> None:
+        steps.append(progress)
+        seen[progress.done] = {name: each.clone() for name, each in lora(model).items()}
+
+    done = loop.train(model, **run, on_step=note, should_stop=lambda: False)
+    measured = {each.done: each.validation_loss for each in steps if each.validation_loss}
+    best = min(measured, key=lambda step: measured[step] or math.inf)
+    assert done.kept == best < done.steps
+    assert done.validation_loss == measured[best]
+    assert all(torch.equal(each, seen[best][name]) for name, each in lora(model).items())
+
+
+def test_a_run_ends_early_where_nothing_gets_better(base: BaseModel, examples: list[Item]) -> None:
+    run = overfitting(examples)
+    settings = replace(run["config"], patience=1, epochs=12)
+    done = loop.train(
+        fresh(base, settings),
+        **{**run, "config": settings},
+        on_step=lambda _: None,
+        should_stop=lambda: False,
+    )
+    assert done.kept < done.steps < len(loop.plan_run(run["items"], settings)[0])
+
+
+def test_a_resumed_run_remembers_the_best_weights(
+    base: BaseModel, examples: list[Item], tmp_path: Path
+) -> None:
+    run = overfitting(examples)
+    whole = fresh(base, run["config"])
+    steps: list[Progress] = []
+    expected = loop.train(whole, **run, on_step=steps.append, should_stop=lambda: False)
+
+    again: list[Progress] = []
+    checkpointing = Checkpointing(tmp_path, job="one", seconds=1e9)
+    with pytest.raises(StoppedError):
+        loop.train(
+            fresh(base, run["config"]),
+            **run,
+            on_step=again.append,
+            should_stop=lambda: len(again) > expected.kept,
+            checkpointing=checkpointing,
+        )
+    resumed = fresh(base, run["config"])
+    done = loop.train(
+        resumed,
+        **run,
+        on_step=again.append,
+        should_stop=lambda: False,
+        checkpointing=checkpointing,
+    )
+    assert done == replace(expected, loss=done.loss)
+    assert all(torch.equal(each, lora(whole)[name]) for name, each in lora(resumed).items())
+
+
+def test_computing_activations_twice_changes_no_gradient(
+    base: BaseModel, examples: list[Item]
+) -> None:
+    trained = []
+    for twice in (False, True):
+        settings = config(epochs=1, gradient_checkpointing=twice)
+        model = fresh(base, settings)
+        loop.train(model, examples, [], settings, on_step=lambda _: None, should_stop=lambda: False)
+        trained.append(lora(model))
+    assert all(torch.allclose(each, trained[1][name]) for name, each in trained[0].items())

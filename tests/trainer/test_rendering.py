@@ -10,7 +10,7 @@ from trainer.rendering import MaskError, TooLongError, render, render_prompt, wi
 ASK = [{"role": "user", "content": "red or blue?"}]
 
 
-def rendered(tokenizer: Any, answer: str = "red", **changes: Any) -> Any:
+def rendered(tokenizer: Any, answer: Any = "red", **changes: Any) -> Any:
     limits = {"stops": frozenset({tokenizer.eos_token_id}), "max_length": 128}
     return render(tokenizer, ASK, answer, **{**limits, **changes})
 
@@ -87,3 +87,84 @@ def test_a_version_brings_its_prompt_as_the_gateway_puts_it() -> None:
     assert with_prompt([system, *ASK], None) == [system, *ASK]
     assert with_prompt([system, *ASK], Prompt((own,))) == [own, system, *ASK]
     assert with_prompt([system, *ASK], Prompt((own,), "replace_system")) == [own, *ASK]
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "refund", "parameters": {"type": "object", "properties": {}}},
+    }
+]
+# ChatML as Qwen writes it, with tools and calls.
+WITH_TOOLS = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+    "{% for call in m.tool_calls or [] %}<call>{{ call.function.name }} "
+    "{{ call.function.arguments | tojson }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def called(arguments: Any) -> Any:
+    return {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {
+                "id": "1",
+                "type": "function",
+                "function": {"name": "refund", "arguments": arguments},
+            }
+        ],
+    }
+
+
+def test_earlier_answers_are_learnt_by_their_weight(tokenizer: Any) -> None:
+    said: list[dict[str, Any]] = [
+        {"role": "user", "content": "red?"},
+        {"role": "assistant", "content": "warm", "weight": 0.5},
+        {"role": "user", "content": "blue?"},
+        {"role": "assistant", "content": "cold", "weight": 0},
+        {"role": "user", "content": "green?"},
+    ]
+    example = render(
+        tokenizer, said, "mild", stops=frozenset({tokenizer.eos_token_id}), max_length=128
+    )
+    learnt = list(example.learnt())
+    text = tokenizer.decode([example.ids[place] for place, _ in learnt])
+    assert text == "warm<|im_end|>mild<|im_end|>"
+    assert {weight for _, weight in learnt} == {0.5, 1.0}
+    assert tokenizer.decode(example.prompt).endswith("red?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_conversation_in_which_nothing_counts_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(MaskError, match="weight 0"):
+        rendered(tokenizer, answer={"role": "assistant", "content": "red", "weight": 0})
+
+
+@pytest.mark.parametrize("weight", [-1, "much", True, float("nan")])
+def test_a_weight_that_is_none_is_refused(tokenizer: Any, weight: Any) -> None:
+    with pytest.raises(MaskError, match="weight"):
+        rendered(tokenizer, answer={"role": "assistant", "content": "red", "weight": weight})
+
+
+@pytest.mark.parametrize("arguments", ['{"order": 7}', {"order": 7}])
+def test_a_tool_call_is_learnt_as_the_engine_would_render_it(
+    tokenizer: Any, arguments: Any
+) -> None:
+    calling = with_template(tokenizer, WITH_TOOLS)
+    example = rendered(calling, answer=called(arguments), tools=TOOLS)
+    assert calling.decode(example.answer) == '<call>refund {"order": 7}</call><|im_end|>'
+    assert example.prompt == render_prompt(calling, ASK, TOOLS)
+    assert "refund" in calling.decode(example.prompt)
+
+
+def test_a_template_that_leaves_tool_calls_out_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(MaskError, match=r"mask is empty|leaves out"):
+        rendered(tokenizer, answer=called('{"order": 7}'))
+
+
+def test_arguments_that_are_no_json_are_refused(tokenizer: Any) -> None:
+    calling = with_template(tokenizer, WITH_TOOLS)
+    with pytest.raises(MaskError, match="no JSON"):
+        rendered(calling, answer=called("{order"), tools=TOOLS)
