@@ -419,7 +419,8 @@ async def announced_url(process: asyncio.subprocess.Process) -> str:
             line = (await process.stderr.readline()).decode()
             assert line, "the gateway ended"
             _, found, rest = line.partition("listening on ")
-            url = rest.strip() if found else ""
+            # What follows says how the process was built.
+            url = rest.partition(";")[0].strip() if found else ""
 
     async def ready() -> bool:
         async with UpstreamPool(UpstreamSection()) as pool:
