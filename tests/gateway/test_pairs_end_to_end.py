@@ -6,11 +6,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
+from rollout.api.app import create_app
+from rollout.assignment import bucket, unit_of
 from rollout.credentials import ApiKey, digest_secret
 from rollout.evidence import PairCounts
 from rollout.routes import Comparator
+from rollout.settings import Settings
+from rollout.state import CanarySet
 from tests.gateway.serving import MESSAGES, SECRET, RunningGateway, serving, settings
 from tests.gateway.serving import until as until_true
 from tests.gateway.shadowing import CHAT, NOW, Bed, made_bed, shadow, until
@@ -193,3 +198,44 @@ async def test_what_the_shadow_asks_is_never_captured(bed: Bed, tmp_path: Path) 
     assert exchange is not None
     evidence = await bed.stores.evidence.read("triage", bed.trial.id)
     assert (evidence.pairs.total, evidence.floor.total) == (1, 1)
+
+
+async def test_an_answer_that_nobody_captured_is_explained_by_who_gave_it(
+    bed: Bed, tmp_path: Path
+) -> None:
+    await bed.update_route(capture=0.0)
+    rollout = await bed.stores.rollouts.get("triage")
+    await bed.stores.rollouts.commit(rollout, CanarySet(100, NOW, "ann", "all of it"))
+    control = create_app(bed.stores, Settings(data_dir=tmp_path), bootstrap_key="sk-admin")
+    async with (
+        in_front(bed, tmp_path) as gateway,
+        httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(control),
+            base_url="http://control/api/v1",
+            headers={"authorization": "Bearer sk-admin"},
+        ) as api,
+    ):
+        snapshot = gateway.app._parts.snapshot  # type: ignore[union-attr]
+        await until_true(lambda: weight_of(snapshot) == 100, "the canary to be known")
+        await gateway.ask("triage", **{"x-request-id": "mine", "x-sluice-session": "anna"})
+        found: dict[str, Any] = {}
+
+        async def explained() -> bool:
+            answer = await api.get("/routes/triage/explain", params={"request_id": "mine"})
+            found.update(answer.json())
+            return answer.status_code == 200
+
+        await until(explained, "the gateway to say what it knows")
+    unit = unit_of("k1", "anna")
+    answered = found["answered"]
+    assert (answered["source"], answered["arm"]) == ("gateway", "candidate")
+    assert (answered["unit"], answered["trial"]) == (unit, bed.trial.id)
+    assert answered["bucket"] == bucket(bed.trial.id, unit) * 100
+    assert found["version"]["name"] == bed.candidate.name
+    assert found["version"]["version"]["adapter"] == "ab" * 32
+    assert found["commit"]["event"]["reason"] == "all of it"
+
+
+def weight_of(snapshot: Any) -> float | None:
+    trial = snapshot.view.lanes["triage"].trial
+    return None if trial is None else trial.weight
