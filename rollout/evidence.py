@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One version's result on one suite; the interval is at 95 %."""
+    """One version's result on one suite; the interval is at 95 %.
+
+    `correct` rows reached the main scorer's threshold; `score` is the mean of its marks (None in
+    reports of older releases, whose marks were right and wrong), `metrics` those of all scorers.
+    `way` is what the version stands for: "version", "parent", "base", "prompt" (the base under the
+    best prompt that was found) or "larger". `errors` are rows without an answer or a mark: they
+    count as wrong. Costs are in `cost_unit` for each right answer. `answers` names the document
+    with every row's answer, and `asked_at` says when they were given.
+    """
 
     version: str
     correct: int
@@ -129,18 +137,85 @@ class Score:
     low: float
     high: float
     seconds: float = 0.0
+    way: str = ""
+    score: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    p50_seconds: float = 0.0
+    p99_seconds: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_per_success: float | None = None
+    cost_unit: str = "tokens"
+    errors: int = 0
+    answers: str | None = None
+    asked_at: datetime | None = None
 
     @property
     def accuracy(self) -> float:
         return self.correct / self.total if self.total else 0.0
+
+    @property
+    def mean(self) -> float:
+        """The main metric."""
+        return self.accuracy if self.score is None else self.score
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The rows of a suite that have a tag: the version's score there beside its parent's.
+
+    `low` and `high` bound the difference, each at confidence 1 - alpha. `adjusted_p` is the paired
+    test's, after Holm over all slices; `variance` that of one row's difference.
+    """
+
+    tag: str
+    rows: int
+    score: float
+    parent_score: float
+    gained: int
+    lost: int
+    low: float
+    high: float
+    p_value: float
+    adjusted_p: float
+    variance: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """The version beside another way to answer the same rows, paired."""
+
+    way: str
+    version: str
+    difference: float
+    low: float
+    high: float
+    gained: int
+    lost: int
+    p_value: float
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    row: str
+    version: str
+    error: str
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """An evaluation of a version against its parent on the same rows. Immutable.
 
-    `gained` and `lost` are the rows that only one of the two got right; `p_value` is McNemar's
-    exact two-sided one. `id` is the sha256 of the report without it.
+    `scores` begin with the version's and its parent's. `gained` and `lost` are the rows on which
+    one of the two did better; `p_value` is that of the paired test, McNemar's exact two-sided one
+    where rows are right or wrong; `low` and `high` bound the difference of the scores at 95 %.
+    `id` is the sha256 of the report without it.
+
+    `metric` names the main scorer. `detectable` is the smallest gain that so many rows show four
+    times out of five, worked out before the first row was asked, from `churn`: the share of rows
+    that was expected to differ. `looks` counts the versions that the suite has judged, this one
+    included. `verdicts` are the gate's, `notes` what a reader should know before believing it.
+    `prompt` is the best prompt that was found, `errors` the first rows without an answer or a mark.
     """
 
     id: str
@@ -155,3 +230,20 @@ class Report:
     outcome: Literal["pass", "fail", "inconclusive"]
     reason: str
     created_at: datetime
+    created_by: str = ""
+    run: str = ""
+    suite_digest: str = ""
+    vault: bool = False
+    metric: str = "right"
+    low: float | None = None
+    high: float | None = None
+    detectable: float | None = None
+    churn: float | None = None
+    looks: int = 0
+    slices: tuple[Slice, ...] = ()
+    beside: tuple[Beside, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    notes: tuple[str, ...] = ()
+    prompt: tuple[Mapping[str, Any], ...] = ()
+    errors: tuple[RowError, ...] = ()
+    decoding: str = ""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rollout.evaluation import EvaluationRules, evaluation_problems
 from rollout.policy import Policy, Slo
 
 Comparator = Literal["text", "json", "tools", "judge"]
@@ -77,6 +78,7 @@ class Route:
     json_rules: JsonRules = field(default_factory=JsonRules)
     semantic: Semantic | None = None
     judge: Judge | None = None
+    evaluation: EvaluationRules = field(default_factory=EvaluationRules)
 
 
 def named_engines(route: Route) -> Iterator[tuple[str, str]]:
@@ -108,5 +110,7 @@ def route_problems(route: Route) -> Iterator[tuple[str, str]]:
         yield "judge.seconds", "seconds must be more than 0"
     if judge is not None and judge.maximum_tokens < 1:
         yield "judge.maximum_tokens", "maximum_tokens must be 1 or more"
+    for name, problem in evaluation_problems(route.evaluation):
+        yield f"evaluation.{name}", problem
     if route.comparator == "judge" and judge is None:
         yield "judge", 'the comparator is judge: say which, as in judge = {engine = "main"}'

@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from rollout.engines import DNS_SCHEME, Engine
 from rollout.errors import ConfigError, InvalidInputError
+from rollout.evaluation import EvaluationRules
 from rollout.lines import line_of
 from rollout.plans import clearest, plain_path
 from rollout.policy import Policy, Slo, policy_problems, servable_gates
@@ -138,6 +139,7 @@ class RouteSection(Section):
     json_rules: JsonRules = JsonRules()
     semantic: Semantic | None = None
     judge: Judge | None = None
+    evaluation: EvaluationRules = EvaluationRules()
 
     @field_validator("name")
     @classmethod
@@ -178,6 +180,7 @@ class RouteSection(Section):
             json_rules=self.json_rules,
             semantic=self.semantic,
             judge=self.judge,
+            evaluation=self.evaluation,
         )
 
 

@@ -33,6 +33,7 @@ from rollout.cli import _parser
 from rollout.control.views import Verb
 from rollout.credentials import SCOPES
 from rollout.errors import SluiceError
+from rollout.evaluation import EvaluationRules
 from rollout.plans import StepSpec
 from rollout.policy import Policy, Slo
 from rollout.redaction import RedactionSection
@@ -84,6 +85,7 @@ SECTIONS: dict[str, type] = {
     "[routes.json_rules]": JsonRules,
     "[routes.semantic]": Semantic,
     "[routes.judge]": Judge,
+    "[routes.evaluation]": EvaluationRules,
 }
 # What `load_settings` fills in by itself, and what each role reads as a section of its own.
 NO_KEYS: dict[type, set[str]] = {Settings: {"source", "gateway", "shadow", "trainer"}}

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rollout.api.security import ControlPlane, Operator, Reader
 from rollout.control import rollouts, routes
 from rollout.control.views import RouteView
+from rollout.evaluation import EvaluationRules
 from rollout.policy import Policy, Slo
 from rollout.routes import Comparator, JsonRules, Judge, Route, Semantic
 
@@ -29,6 +30,7 @@ class Body(BaseModel):
     json_rules: JsonRules = JsonRules()
     semantic: Semantic | None = None
     judge: Judge | None = None
+    evaluation: EvaluationRules = EvaluationRules()
     reason: str = Field("", max_length=2000)
 
 
@@ -63,6 +65,7 @@ async def put_route(
         json_rules=body.json_rules,
         semantic=body.semantic,
         judge=body.judge,
+        evaluation=body.evaluation,
     )
     created = await routes.put(control, caller, wanted, body.reason)
     response.status_code = status.HTTP_201_CREATED if created else status.HTTP_200_OK

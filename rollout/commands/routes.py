@@ -15,7 +15,7 @@ from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.control.views import RouteView
 from rollout.errors import InvalidInputError
 
-_SECTIONS = ("policy", "slo", "json_rules", "semantic", "judge")
+_SECTIONS = ("policy", "slo", "json_rules", "semantic", "judge", "evaluation")
 _OTHERS = ", ".join(_SECTIONS[1:])
 _OPTIONAL = ("semantic", "judge")
 
@@ -41,7 +41,7 @@ def add(parsers: Subparsers) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a key of policy, slo, json_rules, semantic or judge, as in policy.alpha=0.01 or "
+        help="a key of policy, slo, json_rules, semantic, judge or evaluation, as in policy.alpha=0.01 or "
         'judge.engine="main"; judge=none takes the judge away',
     )
     change.add_argument(
