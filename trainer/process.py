@@ -14,13 +14,14 @@ from typing import Any
 
 from rollout.errors import InvalidInputError, SluiceError, UnservableError
 from trainer.job import ENGINE_KEY, Job
+from trainer.rendering import MaskError
 
 Line = Mapping[str, Any]
 # A step on a slow machine, and then the checkpoint; `sluice up` gives the trainer 20 s.
 _STOP_SECONDS = 15.0
 _LINE_BYTES = 1 << 20
 # Codes of a job that will not do what was asked; any other error is a failure to do it.
-_REFUSALS = frozenset({InvalidInputError.code, UnservableError.code})
+_REFUSALS = frozenset({InvalidInputError.code, UnservableError.code, MaskError.code})
 
 
 class JobFailedError(SluiceError):

@@ -18,6 +18,8 @@ def config(**changes: Any) -> TrainingConfig:
 
 
 def fresh(base: BaseModel, settings: TrainingConfig) -> Any:
+    # On matrices this small threads wait for each other most of the time.
+    torch.set_num_threads(1)
     return models.load_for(base, settings, CPU, torch.float32)
 
 
