@@ -131,6 +131,44 @@ class ArtifactStore:
                 self._fs.pipe_file(target, content)
         return digest
 
+    def put_file(self, path: Path) -> str:
+        """As `put_document`, for a file that may be larger than memory."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        target = self._at("documents", digest)
+        with _explained(self._root):
+            if self._fs.exists(target):
+                return digest
+            if self._local:
+                _copy_whole(path, Path(target))
+            else:
+                self._fs.put_file(str(path), target)
+        return digest
+
+    def fetch_file(self, digest: str, path: Path) -> None:
+        """Put a document into a file, whole or not at all."""
+        _check_digest(digest)
+        draft = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with _explained(self._root):
+                try:
+                    self._fs.get_file(self._at("documents", digest), str(draft))
+                except FileNotFoundError as exc:
+                    raise NotFoundError(f"there is no document {digest}") from exc
+            with draft.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    raise UnavailableError(f"the document {digest} is not what was stored")
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def forget(self, digest: str) -> None:
+        """Remove a document that nothing refers to any more, if it is there."""
+        _check_digest(digest)
+        with _explained(self._root), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._at("documents", digest))
+
     def document(self, digest: str) -> bytes:
         _check_digest(digest)
         with _explained(self._root):
@@ -233,6 +271,17 @@ def _write_whole(path: Path, content: bytes) -> None:
     draft = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
         draft.write_bytes(content)
+        _sync(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _copy_whole(source: Path, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        shutil.copyfile(source, draft)
         _sync(draft)
         draft.replace(path)
     finally:

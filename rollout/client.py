@@ -289,9 +289,14 @@ class ControlClient:
     # Training
 
     def start_run(
-        self, route: str, config: JSON | None = None, dataset: str | None = None
+        self,
+        route: str,
+        config: JSON | None = None,
+        dataset: str | None = None,
+        *,
+        propose: bool = True,
     ) -> TrainingRun:
-        body = {"route": route, "config": config or {}, "dataset": dataset}
+        body = {"route": route, "config": config or {}, "dataset": dataset, "propose": propose}
         return self._send(TrainingRun, "POST", "/runs", body)
 
     def runs(self, route: str | None = None, limit: int = 50) -> list[TrainingRun]:
@@ -302,6 +307,12 @@ class ControlClient:
 
     def cancel_run(self, run_id: str) -> TrainingRun:
         return self._send(TrainingRun, "POST", f"/runs/{run_id}/cancel", {})
+
+    def pause_run(self, run_id: str) -> TrainingRun:
+        return self._send(TrainingRun, "POST", f"/runs/{run_id}/pause", {})
+
+    def resume_run(self, run_id: str) -> TrainingRun:
+        return self._send(TrainingRun, "POST", f"/runs/{run_id}/resume", {})
 
     def follow_run(self, run_id: str) -> Iterator[RunEvent | TrainingRun]:
         """Each line of progress as it comes, from the first one on; last the ended run."""

@@ -13,13 +13,17 @@ RunState = Literal[
     "training",
     "publishing",
     "evaluating",
+    "paused",
     "proposed",
+    "ready",
     "built",
     "refused",
     "failed",
     "cancelled",
 ]
-ENDED: frozenset[RunState] = frozenset({"proposed", "built", "refused", "failed", "cancelled"})
+ENDED: frozenset[RunState] = frozenset(
+    {"proposed", "ready", "built", "refused", "failed", "cancelled"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,10 @@ class TrainingRun:
 
     `parent` is the version (`route@number`) that the adapter must beat. `fence` grows with each
     trainer that takes the run; only the holder of the newest may write. `reason` says why it
-    ended as it did.
+    ended as it did, `why` what it was started for, where no person asked for it (then `trigger`
+    names the rule). `labels` is how many decided cases the route had then. A run that does not
+    `propose` ends as ready where it won. `checkpoint` names the state that a trainer left in the
+    artifact store when it gave the run back.
     """
 
     id: str
@@ -47,6 +54,12 @@ class TrainingRun:
     updated_at: datetime | None = None
     cancel_requested: bool = False
     kind: RunKind = "train"
+    pause_requested: bool = False
+    why: str = ""
+    trigger: str = ""
+    labels: int | None = None
+    propose: bool = True
+    checkpoint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ asks it to stop nor one that was killed. Its memory goes with it, and running ou
 nobody else along.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -37,6 +38,8 @@ FAILED_STATUS = 1
 
 # Never on the disk, as the job file is.
 ENGINE_KEY = "SLUICE_ENGINE_KEY"
+# What torch says of a GPU's memory, and of the machine's.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 _COMPARED_PROMPTS = 4
 # Enough that no other adapter passes by chance, few enough that proving takes seconds.
 _PROBES = 8
@@ -365,6 +368,7 @@ def main(argv: Sequence[str]) -> int:
 
     # Of several processes the first speaks, and hears.
     first = int(os.environ.get("RANK", "0")) == 0
+    alone = _hold(Path(job.folder)) if first else None
     try:
         carry_out(
             job,
@@ -379,7 +383,18 @@ def main(argv: Sequence[str]) -> int:
     except (MemoryError, RuntimeError, OSError) as exc:
         _say(lines, {"error": _explain(exc)})
         return FAILED_STATUS
+    finally:
+        if alone is not None:
+            alone.close()
     return 0
+
+
+def _hold(folder: Path) -> TextIO:
+    """Wait until no other job works in the folder: one whose trainer was killed may still be saving
+    its state."""
+    lock = (folder / "lock").open("w", encoding="utf-8")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
 
 
 def _watch_input(stopping: threading.Event) -> None:
@@ -394,7 +409,7 @@ def _say(lines: TextIO, line: Mapping[str, Any]) -> None:
 
 def _explain(exc: Exception) -> str:
     text = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-    if isinstance(exc, MemoryError) or "out of memory" in text.lower():
+    if isinstance(exc, MemoryError) or any(words in text.lower() for words in _OUT_OF_MEMORY):
         return (
             f"out of memory ({text}): choose a smaller row_tokens or max_length, or a machine with "
             "more memory"

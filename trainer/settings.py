@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -35,6 +36,8 @@ class TrainerSettings(Section):
     threads: cores that a run uses; 0 is all of them.
     gpus: how many share a run; more than one needs as many in this machine.
     nice: added to a run's niceness, so that what serves on the same machine comes first.
+    metrics_port: where Prometheus finds the trainer's own metrics; 0 is nowhere.
+    sinks: experiment trackers that are told how each run goes.
     load_seconds: how long the controller and the engines may take to load an adapter.
     tolerance: how far (in nats, of any probed token) the engine's log-probabilities may lie from
         the trainer's in float32; tenfold for bfloat16.
@@ -53,6 +56,9 @@ class TrainerSettings(Section):
     checkpoint_seconds: float = Field(60.0, gt=0)
     load_seconds: float = Field(180.0, gt=0)
     concurrency: int = Field(8, ge=1)
+    metrics_port: int = Field(0, ge=0, le=65535)
+    metrics_host: str = "127.0.0.1"
+    sinks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     tolerance: float = Field(0.02, gt=0)
 
 

@@ -14,11 +14,13 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
+
+from prometheus_client import CollectorRegistry, start_http_server
 
 from rollout.artifacts import ArtifactStore
 from rollout.datasets import Manifest
@@ -57,10 +59,12 @@ from trainer.settings import (
     model_path,
     suite_path,
 )
+from trainer.sinks import TrainerMetrics, Watcher, open_sinks
 from trainer.suites import Suite, heldout_suite, read_suite, sample_suite
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+CHECKPOINT_FILE = "checkpoint.pt"
 
 # Fewer rows cannot show a difference: six of them gained and none lost is the least that does.
 _FEWEST_EVALUATION_ROWS = 10
@@ -68,6 +72,17 @@ _NO_ADAPTER = (
     "weights = 'full' makes a model of its own, which engine {engine!r} cannot load as an adapter"
 )
 _NOTE_SECONDS = 1.0
+# What of a step's progress is told as numbers.
+_VALUES = (
+    "loss",
+    "learning_rate",
+    "gradient_norm",
+    "tokens",
+    "tokens_per_second",
+    "validation_loss",
+)
+# Beside a checkpoint: the digest of the shared one that it is, or goes on from.
+_SHARED = "shared"
 _WANT_SECONDS = 600.0
 _STORE_PATIENCE_SECONDS = 300.0
 
@@ -88,9 +103,10 @@ class Task:
 class RunInHand:
     """The run that this trainer holds. All that is written about it goes through here."""
 
-    def __init__(self, stores: Stores, run: TrainingRun) -> None:
+    def __init__(self, stores: Stores, run: TrainingRun, watchers: Sequence[Watcher] = ()) -> None:
         self.run = run
         self.wanted: tuple[str, ...] = ()
+        self._watchers = watchers
         self._stores = stores
         self._noted = 0.0
 
@@ -100,6 +116,8 @@ class RunInHand:
         await patiently(lambda: self._stores.runs.update(after))
         self.run = after
         log.info("run %s: %s: %s", self.run.id, state, message)
+        for watcher in self._watchers:
+            watcher.advanced(after)
         await self.note(message)
 
     async def note(
@@ -113,6 +131,8 @@ class RunInHand:
     ) -> None:
         """Tell whoever watches. A line that cannot be stored is lost, and nothing else is."""
         event = RunEvent(self.run.state, message, datetime.now(UTC), done, total, eta, values or {})
+        for watcher in self._watchers:
+            watcher.noted(self.run, event)
         with contextlib.suppress(StoreUnavailableError):
             await self._stores.runs.note(self.run.id, event)
         self._noted = time.monotonic()
@@ -134,8 +154,15 @@ class RunInHand:
 class Worker:
     """One trainer. `serve` until `stopping` is set; what it had in hand then waits anew."""
 
-    def __init__(self, stores: Stores, settings: Settings, own: TrainerSettings) -> None:
+    def __init__(
+        self,
+        stores: Stores,
+        settings: Settings,
+        own: TrainerSettings,
+        watchers: Sequence[Watcher] = (),
+    ) -> None:
         self._stores = stores
+        self._watchers = watchers
         self._settings = settings
         self._own = own
         self._artifacts = ArtifactStore(
@@ -170,7 +197,7 @@ class Worker:
 
         Raises LeaseLostError where another trainer has taken it over.
         """
-        hand = RunInHand(self._stores, run)
+        hand = RunInHand(self._stores, run, self._watchers)
         work = asyncio.create_task(self._work(hand))
         lease = asyncio.create_task(self._keep_lease(hand))
         stop = asyncio.create_task(stopping.wait())
@@ -187,18 +214,27 @@ class Worker:
         await self._conclude(hand, work, lease)
 
     async def _conclude(
-        self, hand: RunInHand, work: asyncio.Task[None], lease: asyncio.Task[None]
+        self, hand: RunInHand, work: asyncio.Task[None], lease: asyncio.Task[RunState]
     ) -> None:
         failure = None if work.cancelled() else work.exception()
         if not work.cancelled() and failure is None:
             return
         if not lease.cancelled() and (lost := lease.exception()) is not None:
-            raise lost
+            if not isinstance(lost, StoreUnavailableError):
+                raise lost
+            failure = failure or lost
         match failure:
+            case None if not lease.cancelled() and lease.result() == "paused":
+                changes = await self._share_checkpoint(hand)
+                await hand.advance(
+                    "paused", "paused; `sluice runs resume` lets it go on", **changes
+                )
             case None if not lease.cancelled():
                 await hand.advance("cancelled", "cancelled", reason="cancelled on request")
             case None:
-                await hand.advance("queued", "the trainer stops; the run waits for the next one")
+                changes = await self._share_checkpoint(hand)
+                said = "the trainer stops; the run waits for the next one"
+                await hand.advance("queued", said, **changes)
                 return
             case LeaseLostError():
                 raise failure
@@ -209,24 +245,40 @@ class Worker:
                 await hand.advance("refused", failure.message, reason=failure.message)
             case SluiceError():
                 await hand.advance("failed", failure.message, reason=failure.message)
+            case OSError():
+                reason = f"{failure}: make room or mend the permissions, then start the run again"
+                await hand.advance("failed", reason, reason=reason)
             case _:
                 log.error("run %s failed", hand.run.id, exc_info=failure)
                 reason = f"{type(failure).__name__}: {failure}; the trainer's log has more"
                 await hand.advance("failed", reason, reason=reason)
         await self._let_go(hand)
+        if hand.run.state != "paused":
+            await asyncio.to_thread(self._clear, hand.run)
 
-    async def _keep_lease(self, hand: RunInHand) -> None:
-        """Renew until somebody asks the run to stop. Raises LeaseLostError."""
+    async def _keep_lease(self, hand: RunInHand) -> RunState:
+        """Renew until somebody asks the run to be "cancelled" or "paused", which is returned.
+
+        Raises LeaseLostError where another trainer has it, and StoreUnavailableError while there is
+        still time to stop before one might.
+        """
+        renewed = time.monotonic()
         while True:
             try:
+                asked = time.monotonic()
                 seen = await self._stores.runs.renew(hand.run, self._own.lease_seconds)
+                renewed = asked
                 if seen.cancel_requested:
-                    return
+                    return "cancelled"
+                if seen.pause_requested:
+                    return "paused"
                 for name in hand.wanted:
                     await self._stores.catalog.want(name, _WANT_SECONDS)
             except StoreUnavailableError as exc:
                 log.warning("cannot renew the lease on run %s: %s", hand.run.id, exc.message)
-            await asyncio.sleep(self._own.lease_seconds / 3)
+                if time.monotonic() - renewed > self._own.lease_seconds / 2:
+                    raise
+            await asyncio.sleep(self._own.lease_seconds / 6)
 
     async def _work(self, hand: RunInHand) -> None:
         """The run from its beginning; what an earlier trainer finished is not done again."""
@@ -251,6 +303,7 @@ class Worker:
                 "give it a route"
             )
             await hand.advance("refused", reason, adapter=published.digest, reason=reason)
+            await asyncio.to_thread(self._clear, hand.run)
             return
 
         await hand.advance(
@@ -266,6 +319,7 @@ class Worker:
         report = await self._evaluate(hand, task, version, suite)
         await self._propose(hand, version, report)
         await self._let_go(hand)
+        await asyncio.to_thread(self._clear, hand.run)
 
     async def _look_up(self, run: TrainingRun) -> Task:
         parent = await self._stores.rollouts.version(run.parent)
@@ -338,7 +392,8 @@ class Worker:
     async def _train(self, hand: RunInHand, task: Task, dataset: Dataset) -> publish.Published:
         if hand.run.adapter is not None:
             return publish.open_bundle(self._artifacts, hand.run.adapter)
-        folder = self._settings.data_path / "runs" / hand.run.id
+        folder = self._folder(hand.run)
+        await asyncio.to_thread(self._fetch_checkpoint, hand.run)
         own = self._own.external
         job = Job(
             base=task.base.name,
@@ -361,8 +416,57 @@ class Worker:
 
         await run_job(job, on_line, engine_key=task.engine.api_key)
         bundle = await asyncio.to_thread(self._artifacts.publish, job.bundle)
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         return publish.open_bundle(self._artifacts, bundle.digest)
+
+    def _folder(self, run: TrainingRun) -> Path:
+        return self._settings.data_path / "runs" / run.id
+
+    async def _share_checkpoint(self, hand: RunInHand) -> Mapping[str, str]:
+        """Leave the run's state where other trainers find it; what of the run that changes.
+
+        It is there to save time: without it a trainer on another machine begins anew.
+        """
+        file = self._folder(hand.run) / "checkpoint" / CHECKPOINT_FILE
+        if not file.is_file():
+            return {}
+        try:
+            digest = await asyncio.to_thread(self._artifacts.put_file, file)
+            file.with_name(_SHARED).write_text(digest, encoding="utf-8")
+            if hand.run.checkpoint not in (None, digest):
+                await asyncio.to_thread(self._artifacts.forget, hand.run.checkpoint)
+        except (SluiceError, OSError) as exc:
+            log.warning("run %s: its state stays on this machine: %s", hand.run.id, exc)
+            return {}
+        return {"checkpoint": digest}
+
+    def _fetch_checkpoint(self, run: TrainingRun) -> None:
+        """Take up the state that another trainer left, unless what is here goes on from it."""
+        file = self._folder(run) / "checkpoint" / CHECKPOINT_FILE
+        shared = file.with_name(_SHARED)
+        if run.checkpoint is None:
+            return
+        if file.is_file() and shared.is_file() and shared.read_text("utf-8") == run.checkpoint:
+            return
+        try:
+            self._artifacts.fetch_file(run.checkpoint, file)
+            shared.write_text(run.checkpoint, encoding="utf-8")
+        except SluiceError as exc:
+            log.warning("run %s begins anew: %s", run.id, exc.message)
+
+    def _clear(self, run: TrainingRun) -> None:
+        """Remove what an ended run left; of one that failed its log is kept."""
+        folder = self._folder(run)
+        if run.checkpoint is not None:
+            with contextlib.suppress(SluiceError):
+                self._artifacts.forget(run.checkpoint)
+        if run.state != "failed":
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        for each in folder.iterdir() if folder.is_dir() else ():
+            if each.is_dir():
+                shutil.rmtree(each, ignore_errors=True)
+            elif each.suffix != ".log":
+                each.unlink(missing_ok=True)
 
     async def _prove(
         self, hand: RunInHand, task: Task, version: Version, published: publish.Published
@@ -425,6 +529,10 @@ class Worker:
         if report.outcome != "pass":
             await hand.advance("refused", f"not proposed: {report.reason}", reason=report.reason)
             return
+        if not hand.run.propose:
+            said = f"{version.name} won; proposing it is left to a person"
+            await hand.advance("ready", said, reason=report.reason)
+            return
         route = await patiently(lambda: self._stores.rollouts.route(hand.run.route))
         event = Proposed(
             version=version.number,
@@ -471,11 +579,7 @@ async def _note_line(hand: RunInHand, line: Mapping[str, Any]) -> None:
     if progress is None:
         await hand.note(_message(line))
         return
-    values = {
-        name: progress[name]
-        for name in ("loss", "learning_rate", "tokens_per_second", "validation_loss")
-        if progress.get(name) is not None
-    }
+    values = {name: progress[name] for name in _VALUES if progress.get(name) is not None}
     await hand.note_progress(
         f"loss {progress['loss']:.3f}, {progress['tokens_per_second']:.0f} tokens/s",
         done=progress["done"],
@@ -531,9 +635,37 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    async with open_stores(settings.store_url) as stores:
-        log.info("waiting for runs")
-        await Worker(stores, settings, own).serve(stopping)
+    registry = CollectorRegistry()
+    metrics = TrainerMetrics(registry)
+    sinks = open_sinks(own.sinks, settings.data_path / "tracking", metrics)
+    with _metrics_at(own, registry):
+        async with open_stores(settings.store_url) as stores:
+            log.info("waiting for runs")
+            await Worker(stores, settings, own, [metrics, *sinks]).serve(stopping)
+        for sink in sinks:
+            await asyncio.to_thread(sink.close)
+
+
+@contextlib.contextmanager
+def _metrics_at(own: TrainerSettings, registry: CollectorRegistry) -> Iterator[None]:
+    """Serve `/metrics` at the port of the configuration, if it has one."""
+    if not own.metrics_port:
+        yield
+        return
+    try:
+        server, thread = start_http_server(own.metrics_port, own.metrics_host, registry)
+    except OSError as exc:
+        raise ConfigError(
+            f"cannot listen on {own.metrics_host}:{own.metrics_port} ({exc.strerror or exc}): set "
+            "another metrics_port under [trainer]",
+            param="trainer.metrics_port",
+        ) from exc
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

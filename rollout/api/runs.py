@@ -1,4 +1,4 @@
-"""Training runs: asked for, followed, cancelled."""
+"""Training runs: asked for, followed, paused, cancelled."""
 
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
@@ -22,20 +22,24 @@ _KEEP_ALIVE_SECONDS = 10.0
 
 class Body(BaseModel):
     """`config` holds what should differ from the trainer's defaults; `dataset` is the digest of one
-    of the route's, else one is built from the labels."""
+    of the route's, else one is built from the labels. Without `propose` a run that won is left to a
+    person."""
 
     model_config = ConfigDict(extra="forbid")
 
     route: str
     config: Mapping[str, Any] = Field(default_factory=dict)
     dataset: str | None = None
+    propose: bool = True
 
 
 @router.post("", status_code=status.HTTP_201_CREATED)
 async def post_run(control: ControlPlane, caller: Trainer, body: Body) -> TrainingRun:
     """Queue a run; a trainer takes it when it is free."""
     require_route(caller, body.route)
-    return await runs.start(control, caller, body.route, body.config, body.dataset)
+    return await runs.start(
+        control, caller, body.route, body.config, body.dataset, propose=body.propose
+    )
 
 
 @router.get("")
@@ -57,6 +61,18 @@ async def get_run(control: ControlPlane, caller: Reader, run: str) -> TrainingRu
 async def post_cancel(control: ControlPlane, caller: Trainer, run: str) -> TrainingRun:
     """Ask the trainer to stop at its next step."""
     return await runs.cancel(control, caller, run)
+
+
+@router.post("/{run}/pause")
+async def post_pause(control: ControlPlane, caller: Trainer, run: str) -> TrainingRun:
+    """Ask the trainer to save the run at its next step and to give it back."""
+    return await runs.pause(control, caller, run)
+
+
+@router.post("/{run}/resume")
+async def post_resume(control: ControlPlane, caller: Trainer, run: str) -> TrainingRun:
+    """Let a paused run wait for a trainer, which goes on where it was."""
+    return await runs.resume(control, caller, run)
 
 
 @router.get("/{run}/events", response_class=StreamingResponse)

@@ -33,13 +33,23 @@ def add(parsers: Subparsers) -> None:
         "--dataset", metavar="DIGEST", help="one of the route's; else one is built from the labels"
     )
     train.add_argument("--detach", action="store_true", help="only queue it and print its id")
-    below = noun(parsers, "runs", "list, show, follow and cancel training runs")
+    train.add_argument(
+        "--no-propose",
+        dest="propose",
+        action="store_false",
+        help="leave it to a person to propose the version where it wins",
+    )
+    below = noun(parsers, "runs", "list, show, follow, pause, resume and cancel training runs")
     listing = command(below, "list", _list, "list the runs", reads=True)
     listing.add_argument("route", nargs="?")
     show = command(below, "show", _show, "show one run", reads=True)
     show.add_argument("id", metavar="RUN")
     follow = command(below, "follow", _follow, "watch a run to its end")
     follow.add_argument("id", metavar="RUN")
+    pause = command(below, "pause", _pause, "save a run and give it back until it is resumed")
+    pause.add_argument("id", metavar="RUN")
+    resume = command(below, "resume", _resume, "let a paused run go on where it was")
+    resume.add_argument("id", metavar="RUN")
     cancel = command(below, "cancel", _cancel, "ask a run to stop")
     cancel.add_argument("id", metavar="RUN")
 
@@ -47,7 +57,10 @@ def add(parsers: Subparsers) -> None:
 def _train(session: Session) -> int:
     options = session.options
     run = session.client.start_run(
-        options.route, dict(pair(text) for text in options.set), options.dataset
+        options.route,
+        dict(pair(text) for text in options.set),
+        options.dataset,
+        propose=options.propose,
     )
     if options.detach:
         session.say(run.id)
@@ -68,6 +81,12 @@ def _watch(session: Session, run_id: str) -> int:
         return 130
     if ended.state == "proposed":
         session.say(f"proposed {ended.version}: {ended.reason}")
+        return 0
+    if ended.state == "ready":
+        session.say(
+            f"{ended.version} won and is not proposed: {ended.reason}\n"
+            f"`sluice rollout propose {ended.route} {ended.version}` does"
+        )
         return 0
     if ended.state == "built":
         session.say(f"built {ended.dataset}: {ended.reason}")
@@ -133,7 +152,12 @@ def _table(rows: list[TrainingRun]) -> Table:
     made = table("RUN", "ROUTE", "STATE", "PARENT", "VERSION", "WHY")
     for row in rows:
         made.add_row(
-            row.id, Text(row.route), row.state, row.parent, row.version or "–", Text(row.reason)
+            row.id,
+            Text(row.route),
+            row.state,
+            row.parent,
+            row.version or "–",
+            Text(row.reason or (f"started because {row.why}" if row.why else "")),
         )
     return made
 
@@ -156,6 +180,7 @@ def _details(row: TrainingRun) -> Table:
         "adapter": row.adapter,
         "report": row.report,
         "asked": f"{row.created_at:%Y-%m-%d %H:%M:%S} by {row.created_by}",
+        "why": row.why,
     }
     for key, value in values.items():
         if value:
@@ -171,6 +196,20 @@ def _cancel(session: Session) -> int:
     run = session.client.cancel_run(session.options.id)
     done = run.state == "cancelled"
     session.say(f"{run.id} {'is cancelled' if done else 'will stop at its next step'}")
+    return 0
+
+
+def _pause(session: Session) -> int:
+    run = session.client.pause_run(session.options.id)
+    done = run.state == "paused"
+    session.say(f"{run.id} {'is paused' if done else 'will be paused at its next step'}")
+    session.say(f"`sluice runs resume {run.id}` lets it go on")
+    return 0
+
+
+def _resume(session: Session) -> int:
+    run = session.client.resume_run(session.options.id)
+    session.say(f"{run.id} goes on as soon as a trainer is free")
     return 0
 
 

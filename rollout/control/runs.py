@@ -1,4 +1,4 @@
-"""Training runs: asking for one, following it, stopping it."""
+"""Training runs: asking for one, following it, pausing and stopping it."""
 
 import secrets
 from collections.abc import AsyncIterator, Mapping
@@ -8,6 +8,7 @@ from rollout.control.context import Control
 from rollout.credentials import ApiKey
 from rollout.errors import ConflictError, InvalidInputError, NotFoundError
 from rollout.runs import ENDED, RunEvent, TrainingRun
+from rollout.stores.audit import audit_entry
 
 # One trainer works on one run at a time: what is queued beyond this waits for days.
 _MAXIMUM_WAITING = 10
@@ -19,6 +20,8 @@ async def start(
     route: str,
     config: Mapping[str, Any],
     dataset: str | None = None,
+    *,
+    propose: bool = True,
 ) -> TrainingRun:
     """Queue a run: on the labels as they are when it begins, or on a dataset that there is."""
     rollout = await control.stores.rollouts.get(route)
@@ -49,8 +52,11 @@ async def start(
         created_by=caller.name,
         config=config,
         dataset=dataset,
+        labels=await control.stores.cases.decided_count(route),
+        propose=propose,
     )
     await control.stores.runs.enqueue(run)
+    await _note(control, caller, "run.start", run)
     return run
 
 
@@ -70,11 +76,43 @@ async def run(control: Control, caller: ApiKey, run_id: str) -> TrainingRun:
 
 async def cancel(control: Control, caller: ApiKey, run_id: str) -> TrainingRun:
     """Ask the trainer to stop; a run that has ended is a conflict."""
+    found = await _going_on(control, caller, run_id)
+    await control.stores.runs.request_cancel(run_id)
+    await _note(control, caller, "run.cancel", found)
+    return await control.stores.runs.get(run_id)
+
+
+async def pause(control: Control, caller: ApiKey, run_id: str) -> TrainingRun:
+    """Ask the trainer to save the run and give it back; a run that has ended is a conflict."""
+    found = await _going_on(control, caller, run_id)
+    if not await control.stores.runs.request_pause(run_id):
+        raise _ended(await control.stores.runs.get(run_id))
+    await _note(control, caller, "run.pause", found)
+    return await control.stores.runs.get(run_id)
+
+
+async def resume(control: Control, caller: ApiKey, run_id: str) -> TrainingRun:
+    """Let a paused run wait for a trainer; one that is not paused is a conflict."""
+    found = await _going_on(control, caller, run_id)
+    if not await control.stores.runs.resume(run_id):
+        raise ConflictError(f"{run_id} is not paused: it is {found.state}")
+    await _note(control, caller, "run.resume", found)
+    return await control.stores.runs.get(run_id)
+
+
+async def _going_on(control: Control, caller: ApiKey, run_id: str) -> TrainingRun:
     found = await run(control, caller, run_id)
     if found.state in ENDED:
-        raise ConflictError(f"{run_id} has ended already: {found.state}")
-    await control.stores.runs.request_cancel(run_id)
-    return await control.stores.runs.get(run_id)
+        raise _ended(found)
+    return found
+
+
+def _ended(found: TrainingRun) -> ConflictError:
+    return ConflictError(f"{found.id} has ended already: {found.state}")
+
+
+async def _note(control: Control, caller: ApiKey, action: str, found: TrainingRun) -> None:
+    await control.stores.audit.append(audit_entry(action, found.id, caller.name, after=found))
 
 
 async def events(control: Control, run_id: str) -> list[RunEvent]:

@@ -215,7 +215,11 @@ class CaseStore:
 
     async def labelled(self, route: str) -> Sequence[LabelledCase]:
         """Every case of the route that its labels decided, the first decided first."""
-        ids = await self._link.run("ZRANGE", keys.cases_labelled(route), 0, -1)
+        return await self._labelled(
+            await self._link.run("ZRANGE", keys.cases_labelled(route), 0, -1)
+        )
+
+    async def _labelled(self, ids: Sequence[str]) -> Sequence[LabelledCase]:
         labels = await self.labels(ids)
         found: list[LabelledCase] = []
         for case in await self._cases(ids):
@@ -225,6 +229,21 @@ class CaseStore:
                 others = tuple(label for label in labels[case.id] if label is not deciding)
                 found.append(LabelledCase(case, deciding, others))
         return found
+
+    async def decided_count(self, route: str, since: datetime | None = None) -> int:
+        """How many cases labels have decided, or how many of them since then."""
+        first = "-inf" if since is None else f"({milliseconds(since)}"
+        return int(await self._link.run("ZCOUNT", keys.cases_labelled(route), first, "+inf"))
+
+    async def newest_labelled(self, route: str, count: int) -> Sequence[LabelledCase]:
+        """The cases that labels decided last, the newest first."""
+        ids = await self._link.run("ZREVRANGE", keys.cases_labelled(route), 0, count - 1)
+        return await self._labelled(ids)
+
+    async def tallies(self, route: str) -> Mapping[str, int]:
+        """How many of the stored cases belong to each tally (rollout/tallies.py)."""
+        counted = await self._link.run("HGETALL", keys.case_tallies(route))
+        return {name: int(count) for name, count in counted.items()}
 
     async def put_labelled(self, rows: Sequence[LabelledCase]) -> int:
         """Import labelled cases. Ids that exist are left alone; returns how many were added."""

@@ -51,6 +51,7 @@ RUN_WORKERS = f"{_PREFIX}:runs:workers"  # hash: run id -> the trainer that took
 RUN_FENCES = f"{_PREFIX}:runs:fences"  # hash: run id -> newest fencing token
 RUN_FENCE = f"{_PREFIX}:runs:fence"  # integer: last token given out
 RUNS_CANCELLED = f"{_PREFIX}:runs:cancelled"  # set of run ids
+RUNS_PAUSED = f"{_PREFIX}:runs:paused"  # set of run ids: paused, or asked to
 REPORTS = f"{_PREFIX}:reports"  # hash: report id -> Report
 LATEST_REPORTS = f"{_PREFIX}:reports:latest"  # hash: version name -> id of its newest report
 

@@ -1,18 +1,20 @@
 """The queue of training runs, their leases and their progress, and the reports they end in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from time import monotonic
 
 from rollout.errors import LeaseLostError, NotFoundError
 from rollout.evidence import Report
-from rollout.runs import ENDED, RunEvent, RunKind, TrainingRun
+from rollout.runs import ENDED, RunEvent, RunKind, RunState, TrainingRun
 from rollout.stores import keys
 from rollout.stores.codec import decode, encode, milliseconds
 from rollout.stores.link import BLOCK_SECONDS, RedisLink
 
 _MAXIMUM_EVENTS = 5_000
+# What becomes of the lease of a run in these states; it is kept in all others.
+_LEASES: Mapping[RunState, str] = {"queued": "queue", "paused": "pause"}
 
 
 class RunStore:
@@ -25,6 +27,21 @@ class RunStore:
                 ("HSET", keys.RUNS, run.id, encode(run)),
                 ("ZADD", keys.runs_queued(run.kind), milliseconds(run.created_at), run.id),
             ]
+        )
+
+    async def enqueue_alone(self, run: TrainingRun) -> bool:
+        """Enqueue it unless another run of its kind and route is queued, under way or paused."""
+        return bool(
+            await self._link.script(
+                "enqueue_run",
+                [
+                    keys.RUNS,
+                    keys.runs_queued(run.kind),
+                    keys.runs_leased(run.kind),
+                    keys.RUNS_PAUSED,
+                ],
+                [run.id, encode(run), milliseconds(run.created_at), run.route],
+            )
         )
 
     async def take(
@@ -56,20 +73,32 @@ class RunStore:
         """
         answer = await self._link.script(
             "renew_run",
-            [keys.RUNS, keys.runs_leased(run.kind), keys.RUN_FENCES, keys.RUNS_CANCELLED],
+            [
+                keys.RUNS,
+                keys.runs_leased(run.kind),
+                keys.RUN_FENCES,
+                keys.RUNS_CANCELLED,
+                keys.RUNS_PAUSED,
+            ],
             [run.id, run.fence, int(lease_seconds * 1000)],
         )
         if not answer:
             raise _lost(run)
-        text, cancelled = answer
-        return replace(decode(TrainingRun, text), fence=run.fence, cancel_requested=bool(cancelled))
+        text, cancelled, paused = answer
+        return replace(
+            decode(TrainingRun, text),
+            fence=run.fence,
+            cancel_requested=bool(cancelled),
+            pause_requested=bool(paused),
+        )
 
     async def update(self, run: TrainingRun) -> None:
-        """Store the run; an ended one gives its lease back, a queued one waits anew.
+        """Store the run; one that ended or is paused gives its lease back, a queued one waits anew.
 
         Raises LeaseLostError where another trainer has taken it.
         """
-        lease = "end" if run.state in ENDED else "queue" if run.state == "queued" else "keep"
+        lease = "end" if run.state in ENDED else _LEASES.get(run.state, "keep")
+        after = replace(run, updated_at=datetime.now(UTC))
         stored = await self._link.script(
             "update_run",
             [
@@ -77,13 +106,15 @@ class RunStore:
                 keys.runs_queued(run.kind),
                 keys.runs_leased(run.kind),
                 keys.RUN_FENCES,
+                keys.RUNS_PAUSED,
             ],
             [
                 run.id,
                 run.fence,
-                encode(replace(run, updated_at=datetime.now(UTC))),
+                encode(after),
                 lease,
                 milliseconds(run.created_at),
+                encode(replace(after, state="queued")),
             ],
         )
         if not stored:
@@ -109,12 +140,20 @@ class RunStore:
             await self._link.run("XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", key, after)
 
     async def get(self, run_id: str) -> TrainingRun:
-        text, cancelled = await self._link.run_all(
-            [("HGET", keys.RUNS, run_id), ("SISMEMBER", keys.RUNS_CANCELLED, run_id)]
+        text, cancelled, paused = await self._link.run_all(
+            [
+                ("HGET", keys.RUNS, run_id),
+                ("SISMEMBER", keys.RUNS_CANCELLED, run_id),
+                ("SISMEMBER", keys.RUNS_PAUSED, run_id),
+            ]
         )
         if text is None:
             raise _no_run(run_id)
-        return replace(decode(TrainingRun, text), cancel_requested=bool(cancelled))
+        return replace(
+            decode(TrainingRun, text),
+            cancel_requested=bool(cancelled),
+            pause_requested=bool(paused),
+        )
 
     async def list(self, route: str | None = None, limit: int = 50) -> list[TrainingRun]:
         """The newest first."""
@@ -124,18 +163,52 @@ class RunStore:
         return sorted(runs, key=lambda run: run.created_at, reverse=True)[:limit]
 
     async def request_cancel(self, run_id: str) -> None:
-        """Ask a run to stop. One that still waits ends here; a trainer stops its own soon."""
+        """Ask a run to stop. One that waits or is paused ends here; a trainer stops its own soon."""
         run = await self.get(run_id)
         cancelled = replace(
             run,
             state="cancelled",
-            reason="cancelled before it began",
+            reason="cancelled while it was paused"
+            if run.state == "paused"
+            else "cancelled before it began",
             updated_at=datetime.now(UTC),
         )
         await self._link.script(
             "cancel_run",
-            [keys.RUNS, keys.runs_queued(run.kind), keys.RUNS_CANCELLED],
+            [
+                keys.RUNS,
+                keys.runs_queued(run.kind),
+                keys.RUNS_CANCELLED,
+                keys.RUNS_PAUSED,
+                keys.runs_leased(run.kind),
+            ],
             [run_id, encode(cancelled)],
+        )
+
+    async def request_pause(self, run_id: str) -> bool:
+        """Ask a run to pause. One that waits is paused here; a trainer gives its own back soon.
+
+        False where it has ended.
+        """
+        return await self._pause_or_resume("pause_run", await self.get(run_id), "paused")
+
+    async def resume(self, run_id: str) -> bool:
+        """Let a paused run wait for a trainer; False where it is not paused."""
+        return await self._pause_or_resume("resume_run", await self.get(run_id), "queued")
+
+    async def _pause_or_resume(self, script: str, run: TrainingRun, state: RunState) -> bool:
+        after = replace(run, state=state, pause_requested=False, updated_at=datetime.now(UTC))
+        return bool(
+            await self._link.script(
+                script,
+                [
+                    keys.RUNS,
+                    keys.runs_queued(run.kind),
+                    keys.RUNS_PAUSED,
+                    keys.runs_leased(run.kind),
+                ],
+                [run.id, encode(after), milliseconds(run.created_at)],
+            )
         )
 
 

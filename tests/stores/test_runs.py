@@ -6,7 +6,7 @@ import pytest
 
 from rollout.errors import LeaseLostError, NotFoundError
 from rollout.evidence import Report, Score
-from rollout.runs import RunEvent, TrainingRun
+from rollout.runs import RunEvent, RunState, TrainingRun
 from rollout.stores import Stores
 from tests.stores.conftest import AT
 
@@ -69,6 +69,72 @@ async def test_cancelling_ends_a_waiting_run_and_asks_a_running_one(stores: Stor
     assert await stores.runs.take("w2", 60) is None
     with pytest.raises(NotFoundError):
         await stores.runs.request_cancel("nope")
+
+
+async def test_a_waiting_run_is_paused_at_once_and_resumed(stores: Stores) -> None:
+    await stores.runs.enqueue(run())
+    assert await stores.runs.request_pause("run-1")
+    assert (await stores.runs.get("run-1")).state == "paused"
+    assert await stores.runs.take("w1", 60) is None
+    assert await stores.runs.resume("run-1")
+    assert (await stores.runs.get("run-1")).state == "queued"
+    assert await stores.runs.take("w1", 60) is not None
+
+
+async def test_a_running_one_is_asked_to_pause_and_its_trainer_gives_it_back(
+    stores: Stores,
+) -> None:
+    await stores.runs.enqueue(run())
+    taken = await stores.runs.take("w1", 0)
+    assert taken is not None
+    await stores.runs.request_pause("run-1")
+    assert (await stores.runs.renew(taken, 0)).pause_requested
+    await stores.runs.update(replace(taken, state="paused"))
+    assert await stores.runs.take("w2", 60) is None, "though its lease had run out"
+    assert await stores.runs.resume("run-1")
+    again = await stores.runs.take("w2", 60)
+    assert again is not None
+    assert not again.pause_requested
+
+
+async def test_resuming_before_it_paused_lets_it_wait_at_once(stores: Stores) -> None:
+    await stores.runs.enqueue(run())
+    taken = await stores.runs.take("w1", 60)
+    assert taken is not None
+    await stores.runs.request_pause("run-1")
+    await stores.runs.resume("run-1")
+    await stores.runs.update(replace(taken, state="paused"))
+    assert (await stores.runs.get("run-1")).state == "queued"
+    assert await stores.runs.take("w2", 60) is not None
+
+
+async def test_a_paused_run_can_be_cancelled_and_an_ended_one_not_paused(stores: Stores) -> None:
+    await stores.runs.enqueue(run())
+    await stores.runs.request_pause("run-1")
+    await stores.runs.request_cancel("run-1")
+    assert (await stores.runs.get("run-1")).state == "cancelled"
+    assert not await stores.runs.request_pause("run-1")
+    assert not await stores.runs.resume("run-1")
+    assert (await stores.runs.get("run-1")).state == "cancelled"
+
+
+@pytest.mark.parametrize("state", ["queued", "training", "paused"])
+async def test_one_run_of_a_route_keeps_others_from_starting_by_themselves(
+    stores: Stores, state: RunState
+) -> None:
+    assert await stores.runs.enqueue_alone(run("run-1"))
+    if state == "training":
+        taken = await stores.runs.take("w1", 60)
+        assert taken is not None
+    elif state == "paused":
+        await stores.runs.request_pause("run-1")
+    assert not await stores.runs.enqueue_alone(run("run-2"))
+    assert await stores.runs.enqueue_alone(replace(run("run-3"), route="other"))
+    await stores.runs.request_cancel("run-1")
+    if state == "training":
+        assert taken is not None
+        await stores.runs.update(replace(taken, state="cancelled"))
+    assert await stores.runs.enqueue_alone(run("run-2"))
 
 
 async def test_events_are_followed_from_where_one_stopped(stores: Stores) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 from rollout.artifacts import ArtifactStore
 from rollout.errors import LeaseLostError
 from rollout.runs import RunState, TrainingRun
-from rollout.settings import Settings, check_section
-from rollout.stores import Stores
+from rollout.settings import ArtifactsSection, Settings, check_section
+from rollout.stores import Stores, open_stores
+from tests.chaos import ChaosProxy
 from tests.trainer.samples import sentences, settings_for, training_run, until
 from trainer.settings import TrainerSettings
 from trainer.worker import Worker
@@ -144,6 +146,68 @@ async def test_a_stopped_trainer_hands_its_run_back_and_the_next_goes_on(
             if "loss" in event.values
         ]
     assert stepped[0] > 1
+
+
+async def test_a_paused_run_goes_on_where_it_was_also_on_another_machine(
+    stores: Stores, settings: Settings, tmp_path: Path
+) -> None:
+    run = await enqueue(stores, epochs=30)
+    async with working(stores, settings):
+        await wait_for_step(stores, run)
+        assert await stores.runs.request_pause(run.id)
+        paused = await wait_for(stores, run, "paused")
+        assert paused.checkpoint is not None
+        (position,) = {entry for entry, _ in (await stores.runs.events(run.id))[-1:]}
+    # The other machine shares the artifacts, and nothing else.
+    shutil.rmtree(settings.data_path / "runs")
+    elsewhere = settings.model_copy(
+        update={
+            "data_dir": tmp_path / "elsewhere",
+            "artifacts": ArtifactsSection(url=settings.artifacts_url),
+        }
+    )
+    async with working(stores, elsewhere):
+        await stores.runs.resume(run.id)
+        await wait_for(stores, run, "publishing")
+        steps = [
+            event.done
+            for _, event in await stores.runs.events(run.id, after=position)
+            if "loss" in event.values
+        ]
+        await stores.runs.request_cancel(run.id)
+        await wait_for(stores, run, "cancelled")
+    assert steps[0] > 1
+    assert paused.checkpoint not in ArtifactStore(settings.artifacts_url).documents()
+    assert not (elsewhere.data_path / "runs" / run.id).exists()
+
+
+async def test_a_trainer_that_cannot_reach_the_store_stops_before_another_may_begin(
+    stores: Stores, settings: Settings, redis_url: str
+) -> None:
+    run = await enqueue(stores, epochs=1000)
+    own = check_section(TrainerSettings, settings.trainer, "trainer")
+    async with ChaosProxy(redis_url) as proxy, open_stores(proxy.url) as cut_off:
+        stopping = asyncio.Event()
+        task = asyncio.create_task(Worker(cut_off, settings, own).serve(stopping))
+        await wait_for_step(stores, run)
+        proxy.up.gate.clear()
+        proxy.down.gate.clear()
+        # The lease is over, and nobody trains: the next one may.
+        async with working(stores, settings):
+
+            async def taken_over() -> bool:
+                events = [event for _, event in await stores.runs.events(run.id)]
+                return sum(event.message.startswith("loading") for event in events) == 2
+
+            await until(taken_over, seconds=60)
+            steps = [e.done for _, e in await stores.runs.events(run.id) if "loss" in e.values]
+            proxy.up.gate.set()
+            proxy.down.gate.set()
+            await stores.runs.request_cancel(run.id)
+            await wait_for(stores, run, "cancelled")
+        stopping.set()
+        await asyncio.wait_for(task, 60)
+    assert steps[0] < 1000
 
 
 async def test_a_run_whose_lease_is_lost_is_left_to_the_other_trainer(
