@@ -2,13 +2,14 @@
 
 import argparse
 import contextlib
+import importlib.util
 import logging
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gateway import fast, workers
+from gateway import workers
 from gateway.settings import GatewaySettings
 from rollout.errors import ConfigError, SluiceError
 from rollout.settings import Settings, check_section, load_settings
@@ -50,7 +51,9 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _hot_path() -> str:
-    compiled = not fast.__file__.endswith(".py")
+    # Not imported: prometheus_client must be told first that there are several workers.
+    found = importlib.util.find_spec("gateway.fast")
+    compiled = found is not None and not str(found.origin).endswith(".py")
     return "the hot path is compiled" if compiled else "the hot path is plain Python"
 
 

@@ -56,8 +56,8 @@ _READ_PATHS: Final = frozenset({"/v1/models", "/healthz", "/readyz", "/metrics"}
 _WRITE_PATHS: Final = INFERENCE_PATHS | {"/v1/feedback"}
 # What a reload leaves as it was.
 _AT_START: Final = (
-    "host", "port", "workers", "backlog", "keep_alive_seconds", "poll_seconds", "controller_url",
-    "capture", "feedback",
+    "host", "port", "workers", "backlog", "keep_alive_seconds", "stall_seconds", "poll_seconds",
+    "controller_url", "capture", "feedback",
 )  # fmt: skip
 _EXPOSITION: Final = b"text/plain; version=0.0.4; charset=utf-8"
 

@@ -214,7 +214,6 @@ class Metrics:
             bound.codes[code] = requests
         requests.add(1)
         if not self._flush_due:
-            self._flush_due = True
             self._flush_soon()
 
     def refused(self, code: int) -> None:
@@ -297,6 +296,7 @@ class Metrics:
         # Where no loop runs, whoever asks for the metrics flushes.
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop().call_later(_TOLD_AFTER_SECONDS, self.flush)
+            self._flush_due = True
 
     def flush(self) -> None:
         """Tell prometheus_client what was counted for it."""

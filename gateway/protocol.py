@@ -42,8 +42,6 @@ _SOON_BYTES: Final = 64 * 1024
 # How long a client may take to send the head of a request it has begun.
 _HEAD_SECONDS: Final = 30.0
 _CHECK_SECONDS: Final = 2.0
-# How long a client may take none of an answer that waits for it.
-_STALL_SECONDS: Final = 120.0
 # As they stand in a request line; whatever is written differently is no plain case.
 _PLAIN: Final = frozenset(path.encode() for path in INFERENCE_PATHS)
 _BODILESS: Final = frozenset({204, 304})
@@ -70,6 +68,7 @@ class ClientProtocol(asyncio.Protocol):
     __slots__ = (
         "_active_at",
         "_app",
+        "_check_seconds",
         "_config",
         "_current",
         "_direct",
@@ -84,6 +83,7 @@ class ClientProtocol(asyncio.Protocol):
         "_parser",
         "_paused",
         "_reading",
+        "_stall_seconds",
         "_stalled",
         "_state",
         "_undecided",
@@ -104,7 +104,9 @@ class ClientProtocol(asyncio.Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         direct: Direct | None = None,
+        stall_seconds: float = 120.0,
     ) -> None:
+        """`stall_seconds`: how long a client may take none of an answer that waits for it."""
         if not config.loaded:
             config.load()
         self._config = config
@@ -115,6 +117,8 @@ class ClientProtocol(asyncio.Protocol):
         # What follows a request that closes the connection is not read, and no error.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._direct = direct
+        self._stall_seconds = stall_seconds
+        self._check_seconds = min(_CHECK_SECONDS, stall_seconds / 4)
         # Answered directly if it is whole soon.
         self._undecided: Exchange | None = None
         self._current: Exchange | None = None  # the request that is being answered
@@ -142,7 +146,7 @@ class ClientProtocol(asyncio.Protocol):
         peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         self.client = peer[:2] if isinstance(peer, tuple) else None
         self.server = own[:2] if isinstance(own, tuple) else None
-        self._keep_alive_timer = self._loop.call_later(_CHECK_SECONDS, self._check_idle)
+        self._keep_alive_timer = self._loop.call_later(self._check_seconds, self._check_idle)
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._state.connections.discard(self)
@@ -370,7 +374,7 @@ class ClientProtocol(asyncio.Protocol):
         elif self._writable is not None and self._is_stalled(now):
             self.transport.abort()
             return
-        self._keep_alive_timer = self._loop.call_later(_CHECK_SECONDS, self._check_idle)
+        self._keep_alive_timer = self._loop.call_later(self._check_seconds, self._check_idle)
 
     def _is_stalled(self, now: float) -> bool:
         """Whether the client is there, but has taken nothing of its answer for too long."""
@@ -379,7 +383,7 @@ class ClientProtocol(asyncio.Protocol):
         if waiting != size:
             self._stalled = (waiting, now)
             return False
-        return now - since > _STALL_SECONDS
+        return now - since > self._stall_seconds
 
 
 class Exchange:

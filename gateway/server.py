@@ -62,7 +62,10 @@ def server_for(gateway: Gateway, own: GatewaySettings, read: Read | None = None)
         gateway,
         loop="uvloop",
         # uvicorn calls it for each connection, whatever it is.
-        http=cast(type[asyncio.Protocol], partial(ClientProtocol, direct=gateway.take)),
+        http=cast(
+            type[asyncio.Protocol],
+            partial(ClientProtocol, direct=gateway.take, stall_seconds=own.stall_seconds),
+        ),
         ws="none",
         lifespan="on",
         log_config=None,

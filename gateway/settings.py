@@ -103,6 +103,7 @@ class GatewaySettings(Section):
     drain_seconds: how long streams may go on after SIGTERM.
     notice_seconds: how long requests are still taken after SIGTERM, so that a balancer that reads
         /readyz now and then loses none.
+    stall_seconds: how long a client may take none of an answer that waits for it.
     maximum_inflight: requests at once in one worker; the next is answered 503 with Retry-After.
     retry_ratio: retries on another replica, as a share of all requests.
     maximum_answer_bytes: an answer up to this size is held until it is whole, so that one which
@@ -118,6 +119,7 @@ class GatewaySettings(Section):
     notice_seconds: float = Field(10.0, ge=0)
     maximum_body_bytes: int = Field(16 * 2**20, ge=1)
     body_seconds: float = Field(60.0, gt=0)
+    stall_seconds: float = Field(120.0, gt=0)
     maximum_headers: int = Field(200, ge=1)
     maximum_inflight: int = Field(4096, ge=1)
     maximum_answer_bytes: int = Field(2**20, ge=0)

@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as bounded
 from hypothesis import strategies as st
 
-from gateway import protocol
 from rollout.versions import Prompt
 from tests.gateway.raw import Wire, connected
 from tests.gateway.serving import (
@@ -578,14 +577,13 @@ async def test_http_1_0_is_answered_and_closed(gateway: RunningGateway, connecti
         assert await wire.rest() == b""
 
 
-async def test_a_client_that_stops_reading_is_given_up(
-    gateway: RunningGateway, engine: StubEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(protocol, "_CHECK_SECONDS", 0.05)
-    monkeypatch.setattr(protocol, "_STALL_SECONDS", 0.2)
+async def test_a_client_that_stops_reading_is_given_up(engine: StubEngine, tmp_path: Path) -> None:
     stream = BODY[:-1] + b', "stream": true}'
     engine.script(EngineReply(chunks=[b"data: " + b"x" * 65_536 + b"\n\n"] * 1_000))
-    async with connected(gateway) as wire:
+    async with (
+        serving(settings(tmp_path, engine.url, stall_seconds=0.2), catalog(engine.url)) as gateway,
+        connected(gateway) as wire,
+    ):
         wire.send(HEAD + b"content-length: %d\r\n\r\n" % len(stream) + stream)
         await engine.wait_for_cancelled(1)
         assert await _end_of(wire)
