@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-# What a run is to end in: a proposed version, or a dataset alone.
-RunKind = Literal["train", "dataset"]
+# What a run is to end in: a proposed version, or a dataset or a report alone.
+RunKind = Literal["train", "dataset", "evaluation"]
 RunState = Literal[
     "queued",
     "dataset",
@@ -17,12 +17,13 @@ RunState = Literal[
     "proposed",
     "ready",
     "built",
+    "evaluated",
     "refused",
     "failed",
     "cancelled",
 ]
 ENDED: frozenset[RunState] = frozenset(
-    {"proposed", "ready", "built", "refused", "failed", "cancelled"}
+    {"proposed", "ready", "built", "evaluated", "refused", "failed", "cancelled"}
 )
 
 

@@ -37,6 +37,7 @@ from rollout.evaluation import EvaluationRules
 from rollout.plans import StepSpec
 from rollout.policy import Policy, Slo
 from rollout.redaction import RedactionSection
+from rollout.retraining import Retrain
 from rollout.routes import JsonRules, Judge, Semantic
 from rollout.runs import RunState
 from rollout.settings import (
@@ -52,7 +53,7 @@ from rollout.settings import (
 )
 from rollout.stores import open_stores
 from trainer.config import TrainingConfig
-from trainer.settings import ExternalSettings, TrainerSettings
+from trainer.settings import ExternalSettings, PriceSettings, TrainerSettings
 from trainer.suites import read_suite
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +77,7 @@ SECTIONS: dict[str, type] = {
     "[shadow]": ShadowSettings,
     "[trainer]": TrainerSettings,
     "[trainer.external]": ExternalSettings,
+    "[trainer.prices]": PriceSettings,
     "[vllm]": VllmSection,
     "[[engines]]": EngineSection,
     "[[routes]]": RouteSection,
@@ -86,6 +88,7 @@ SECTIONS: dict[str, type] = {
     "[routes.semantic]": Semantic,
     "[routes.judge]": Judge,
     "[routes.evaluation]": EvaluationRules,
+    "[routes.retrain]": Retrain,
 }
 # What `load_settings` fills in by itself, and what each role reads as a section of its own.
 NO_KEYS: dict[type, set[str]] = {Settings: {"source", "gateway", "shadow", "trainer"}}

@@ -1,44 +1,51 @@
-"""An evaluation: a version against its parent on the same rows, asked through the gateway."""
+"""Asking a version every row of a suite through the gateway, and marking what it answers."""
 
 import asyncio
-import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime
-from typing import Any, Literal
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol
 
 import httpx2
 
-from rollout.errors import (
-    AuthenticationError,
-    EngineUnavailableError,
-    InvalidInputError,
-    NotFoundError,
-)
-from rollout.evidence import Report, Score
-from rollout.statistics import mcnemar_exact, wilson
-from trainer.graders import grade
+from rollout.errors import AuthenticationError, EngineUnavailableError, NotFoundError
+from rollout.evidence import Score
+from rollout.statistics import wilson
+from rollout.suites import Scorer
+from trainer.graders import Given, Mark, mark, names
+from trainer.sandbox import PythonGrader
 from trainer.suites import Suite, SuiteRow
 
-# A pass is claimed only where chance alone would give such a difference in one of twenty suites.
-SIGNIFICANCE = 0.05
-Outcome = Literal["pass", "fail", "inconclusive"]
-_TRIES = 4
-_CHOICE_TOKENS = 64
-_TEXT_TOKENS = 512
+_TRIES: Final = 4
+_CHOICE_TOKENS: Final = 64
+_TEXT_TOKENS: Final = 512
+_LONGEST_PAUSE_SECONDS: Final = 30.0
+
+Messages = tuple[Mapping[str, Any], ...]
+OnRow = Callable[[int, int], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """One row's answer. `error` is why there is none; the row then counts as wrong."""
+    """One row's answer with its marks by scorer. `right` is by the main one.
+
+    `error` is why there is no answer, or no mark; the row then counts as wrong.
+    """
 
     row: str
     answer: str
     right: bool
     seconds: float
     error: str | None = None
+    calls: Messages = ()
+    marks: Mapping[str, float] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def main(self, metric: str) -> float:
+        return self.marks.get(metric, float(self.right))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +58,73 @@ class Gateway:
     timeout_seconds: float = 120.0
 
 
+class Marker(Protocol):
+    """A scorer that takes a process or an engine."""
+
+    async def mark(self, row: SuiteRow, given: Given) -> Mark: ...
+
+    async def close(self) -> None: ...
+
+
+class Marking:
+    """The scorers of a suite. `markers` has those that ask an engine, by their place."""
+
+    def __init__(self, scorers: Sequence[Scorer], markers: Mapping[int, Marker]) -> None:
+        self._scorers = tuple(scorers)
+        self._names = names(self._scorers)
+        self._markers: dict[int, Marker] = dict(markers)
+        for place, scorer in enumerate(self._scorers):
+            if scorer.kind == "python":
+                self._markers[place] = PythonGrader(scorer)
+
+    async def __aenter__(self) -> "Marking":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        async with AsyncExitStack() as stack:
+            for marker in self._markers.values():
+                stack.push_async_callback(marker.close)
+
+    async def grade(self, row: SuiteRow, graded: Graded) -> Graded:
+        """The answer with its marks; one that cannot be marked is an error of its row."""
+        given = Given(graded.answer, graded.calls)
+        marks: dict[str, float] = {}
+        errors: list[str] = []
+        for place, (scorer, name) in enumerate(zip(self._scorers, self._names, strict=True)):
+            marker = self._markers.get(place)
+            got = mark(scorer, row, given) if marker is None else await marker.mark(row, given)
+            marks[name] = got.value
+            if got.error is not None:
+                errors.append(f"{name}: {got.error}")
+        right = marks[self._names[0]] >= self._scorers[0].threshold - 1e-9
+        return replace(graded, right=right, marks=marks, error="; ".join(errors) or None)
+
+
 async def answer_suite(
     gateway: Gateway,
     version: str,
     suite: Suite,
     *,
-    on_row: Callable[[int, int], Awaitable[None]] | None = None,
+    on_row: OnRow | None = None,
+    marking: Marking | None = None,
+    prompt: Messages = (),
+    schema: str | None = None,
 ) -> list[Graded]:
     """Ask a pinned version every row, the engine held to each row's choices or schema.
 
-    Raises EngineUnavailableError where a row gets no answer even when tried again: a report on
-    half a suite would say nothing.
+    `schema` holds rows that have neither; `prompt` comes before each row's messages. Raises
+    EngineUnavailableError where a row gets no answer even when tried again: a report on half a
+    suite would say nothing.
     """
     waiting = asyncio.Semaphore(gateway.concurrency)
     done = 0
 
-    async def one(row: SuiteRow) -> Graded:
+    async def one(row: SuiteRow, grading: Marking) -> Graded:
         nonlocal done
         async with waiting:
-            graded = await _ask(client, version, row)
+            graded = await _ask(client, version, row, prompt)
+        if graded.error is None:
+            graded = await grading.grade(row, graded)
         done += 1
         if on_row is not None:
             await on_row(done, len(suite.rows))
@@ -80,33 +135,74 @@ async def answer_suite(
         # What is asked to evaluate is no traffic to learn from.
         "x-sluice-no-capture": "1",
     }
-    async with httpx2.AsyncClient(
-        base_url=gateway.url, headers=headers, timeout=gateway.timeout_seconds
-    ) as client:
+    async with (
+        httpx2.AsyncClient(
+            base_url=gateway.url, headers=headers, timeout=gateway.timeout_seconds
+        ) as client,
+        AsyncExitStack() as stack,
+    ):
+        grading = marking
+        if grading is None:
+            grading = await stack.enter_async_context(Marking(suite.scorers, {}))
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(row)) for row in suite.rows]
+                tasks = [group.create_task(one(held(row, schema), grading)) for row in suite.rows]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors
         return [task.result() for task in tasks]
 
 
-async def _ask(client: httpx2.AsyncClient, version: str, row: SuiteRow) -> Graded:
-    problem = ""
+def held(row: SuiteRow, schema: str | None) -> SuiteRow:
+    """The row held to the route's schema, where nothing of its own constrains the answer."""
+    if schema is None or row.choices or row.schema or row.tools or row.calls:
+        return row
+    return replace(row, schema=schema)
+
+
+def decoding_of(schema: str | None, prompt: Messages = ()) -> str:
+    """All that decides an answer beside the version and the row, as text."""
+    return json.dumps(
+        {
+            "temperature": 0,
+            "seed": 0,
+            "max_tokens": [_CHOICE_TOKENS, _TEXT_TOKENS],
+            "schema": schema,
+            "prompt": list(prompt),
+        },
+        sort_keys=True,
+    )
+
+
+def with_examples(messages: Messages, prompt: Messages) -> Messages:
+    """The prompt before a client's messages, with one system message at most."""
+    if not prompt:
+        return messages
+    leading = [each["content"] for each in (*prompt, *messages) if each["role"] == "system"]
+    rest = [each for each in (*prompt, *messages) if each["role"] != "system"]
+    said = [str(each) for each in leading if each]
+    system = [{"role": "system", "content": "\n\n".join(said)}] if said else []
+    return (*system, *rest)
+
+
+async def _ask(client: httpx2.AsyncClient, version: str, row: SuiteRow, prompt: Messages) -> Graded:
+    problem, pause = "", 0.0
     for attempt in range(_TRIES):
         if attempt:
-            await asyncio.sleep(2.0 ** (attempt - 1))
+            await asyncio.sleep(max(pause, 2.0 ** (attempt - 1)))
         started = time.monotonic()
         try:
-            answer = await client.post("/v1/chat/completions", json=_request(version, row))
+            answer = await client.post("/v1/chat/completions", json=_request(version, row, prompt))
         except httpx2.HTTPError as exc:
             problem = f"{type(exc).__name__} {exc}".strip()
             continue
         seconds = time.monotonic() - started
         if answer.status_code == 200:
-            text = answer.json()["choices"][0]["message"]["content"] or ""
-            return Graded(row.id, text, grade(row, text), seconds)
-        problem = f"{answer.status_code} {_message(answer)}"
+            try:
+                return _read(row, answer.json(), seconds)
+            except (ValueError, KeyError, IndexError, TypeError) as exc:
+                problem = f"an answer that is none ({type(exc).__name__} {exc})"
+                continue
+        problem, pause = f"{answer.status_code} {_message(answer)}", _retry_after(answer)
         if answer.status_code in (401, 403):
             raise AuthenticationError(
                 f"the gateway refuses the trainer's key ({_message(answer)}): set `key` under "
@@ -122,14 +218,30 @@ async def _ask(client: httpx2.AsyncClient, version: str, row: SuiteRow) -> Grade
     )
 
 
-def _request(version: str, row: SuiteRow) -> dict[str, Any]:
+def _read(row: SuiteRow, body: Mapping[str, Any], seconds: float) -> Graded:
+    message = body["choices"][0]["message"]
+    usage = body.get("usage") or {}
+    return Graded(
+        row=row.id,
+        answer=message.get("content") or "",
+        right=False,
+        seconds=seconds,
+        calls=tuple(message.get("tool_calls") or ()),
+        prompt_tokens=int(usage.get("prompt_tokens") or 0),
+        completion_tokens=int(usage.get("completion_tokens") or 0),
+    )
+
+
+def _request(version: str, row: SuiteRow, prompt: Messages) -> dict[str, Any]:
     request: dict[str, Any] = {
         "model": version,
-        "messages": list(row.messages),
+        "messages": list(with_examples(row.messages, prompt)),
         "temperature": 0,
         "seed": 0,
         "max_tokens": _TEXT_TOKENS,
     }
+    if row.tools:
+        request["tools"] = list(row.tools)
     if row.choices is not None:
         request["structured_outputs"] = {"choice": list(row.choices)}
         request["max_tokens"] = _CHOICE_TOKENS
@@ -141,6 +253,13 @@ def _request(version: str, row: SuiteRow) -> dict[str, Any]:
     return request
 
 
+def _retry_after(answer: httpx2.Response) -> float:
+    try:
+        return min(_LONGEST_PAUSE_SECONDS, max(0.0, float(answer.headers.get("retry-after", "0"))))
+    except ValueError:
+        return 0.0
+
+
 def _message(answer: httpx2.Response) -> str:
     try:
         error = answer.json()["error"]
@@ -150,65 +269,7 @@ def _message(answer: httpx2.Response) -> str:
 
 
 def score(version: str, graded: Sequence[Graded], seconds: float) -> Score:
+    """How many rows are right, for whoever wants to know no more."""
     right = sum(each.right for each in graded)
     low, high = wilson(right, len(graded))
     return Score(version, right, len(graded), low, high, seconds)
-
-
-def compare(
-    *,
-    route: str,
-    version: str,
-    parent: str,
-    suite: Suite,
-    graded: Sequence[Graded],
-    parent_graded: Sequence[Graded],
-    seconds: tuple[float, float],
-    now: datetime,
-) -> Report:
-    """The report on both versions' answers to the same rows, in the same order."""
-    pairs = list(zip(graded, parent_graded, strict=True))
-    if any(one.row != other.row for one, other in pairs):
-        raise InvalidInputError("the two versions were not asked the same rows")
-    gained = sum(one.right and not other.right for one, other in pairs)
-    lost = sum(other.right and not one.right for one, other in pairs)
-    p_value = mcnemar_exact(gained, lost)
-    scores = (score(version, graded, seconds[0]), score(parent, parent_graded, seconds[1]))
-    outcome: Outcome = "inconclusive"
-    if p_value < SIGNIFICANCE:
-        outcome = "pass" if gained > lost else "fail"
-    report = Report(
-        id="",
-        route=route,
-        version=version,
-        parent=parent,
-        suite=suite.name,
-        scores=scores,
-        gained=gained,
-        lost=lost,
-        p_value=p_value,
-        outcome=outcome,
-        reason=_reason(outcome, scores, gained, lost, p_value),
-        created_at=now,
-    )
-    return replace(report, id=_digest(report))
-
-
-def _reason(
-    outcome: Outcome, scores: tuple[Score, Score], gained: int, lost: int, p_value: float
-) -> str:
-    ours, parents = scores
-    verdict = {
-        "pass": f"{ours.version} is better than {parents.version}",
-        "fail": f"{ours.version} is worse than {parents.version}",
-        "inconclusive": f"no difference from {parents.version} is shown",
-    }[outcome]
-    return (
-        f"{verdict}: {ours.accuracy:.1%} against {parents.accuracy:.1%} on {ours.total} rows, "
-        f"{gained} gained, {lost} lost, p = {p_value:.2g} (below {SIGNIFICANCE:g} decides)"
-    )
-
-
-def _digest(report: Report) -> str:
-    content = json.dumps(asdict(report), sort_keys=True, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()

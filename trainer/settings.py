@@ -26,13 +26,28 @@ class ExternalSettings(Section):
     log_mb: float = Field(100.0, gt=0)
 
 
+class PriceSettings(Section):
+    """`[trainer.prices.ENGINE]`: what an engine's answers cost.
+
+    prompt, completion: a million tokens of either kind.
+    second: a second of an answer, as a share of a GPU has its price.
+    unit: what the numbers are in.
+    """
+
+    prompt: float = Field(0.0, ge=0)
+    completion: float = Field(0.0, ge=0)
+    second: float = Field(0.0, ge=0)
+    unit: str = "USD"
+
+
 class TrainerSettings(Section):
     """
     models: where the base that an engine serves under a name lies on this machine; paths are
         relative to the configuration file. A base that is not named is looked for in
         `models/NAME` below the data directory.
     suites: the evaluation suite of a route, else `suites/ROUTE.jsonl` below the data directory,
-        else the held-out part of its dataset.
+        else the newest suite that was registered for it, else the held-out part of its dataset.
+    prices: what answers cost, by the name of the engine that gives them.
     threads: cores that a run uses; 0 is all of them.
     gpus: how many share a run; more than one needs as many in this machine.
     nice: added to a run's niceness, so that what serves on the same machine comes first.
@@ -45,6 +60,7 @@ class TrainerSettings(Section):
 
     models: Mapping[str, Path] = Field(default_factory=dict)
     suites: Mapping[str, Path] = Field(default_factory=dict)
+    prices: Mapping[str, PriceSettings] = Field(default_factory=dict)
     gateway_url: str | None = None
     key: str | None = None
     external: ExternalSettings = Field(default_factory=ExternalSettings)

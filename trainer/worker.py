@@ -38,6 +38,7 @@ from rollout.errors import (
 from rollout.evidence import Report
 from rollout.policy import plan_of
 from rollout.runs import RunEvent, RunKind, RunState, TrainingRun
+from rollout.serving import wait_resident
 from rollout.settings import Settings, check_section, load_settings
 from rollout.state import Proposed
 from rollout.stores import Stores, open_stores
@@ -48,19 +49,16 @@ from trainer.build import Builder, Recipe
 from trainer.config import TrainingConfig
 from trainer.dataset import Dataset
 from trainer.dataset import load as load_dataset
-from trainer.evaluate import Gateway, Graded, answer_suite, compare
+from trainer.evaluator import Evaluator, Voice, Wish
 from trainer.external import check_command
 from trainer.job import Job
 from trainer.process import run_job
 from trainer.settings import (
     TrainerSettings,
-    gateway_address,
-    gateway_key,
     model_path,
-    suite_path,
 )
 from trainer.sinks import TrainerMetrics, Watcher, open_sinks
-from trainer.suites import Suite, heldout_suite, read_suite, sample_suite
+from trainer.suites import Suite, heldout_suite, sample_suite
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -170,6 +168,7 @@ class Worker:
         )
         self._engines = {engine.name: engine for engine in settings.engine_list()}
         self._builder = Builder(stores, self._artifacts, settings)
+        self._evaluator = Evaluator(stores, self._artifacts, settings, own)
         self._name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
     async def serve(self, stopping: asyncio.Event) -> None:
@@ -177,6 +176,7 @@ class Worker:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._serve("train", stopping))
             group.create_task(self._serve("dataset", stopping))
+            group.create_task(self._serve("evaluation", stopping))
 
     async def _serve(self, kind: RunKind, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
@@ -282,6 +282,9 @@ class Worker:
 
     async def _work(self, hand: RunInHand) -> None:
         """The run from its beginning; what an earlier trainer finished is not done again."""
+        if hand.run.kind == "evaluation":
+            await self._evaluate_alone(hand)
+            return
         await hand.advance("dataset", f"{hand.run.route}: making a dataset from the labels")
         if hand.run.kind == "dataset":
             await self._build(hand)
@@ -316,7 +319,7 @@ class Worker:
         await self._prove(hand, task, version, published)
 
         await hand.advance("evaluating", f"{version.name} against {task.parent.name}")
-        report = await self._evaluate(hand, task, version, suite)
+        report = await self._evaluate(hand, task, version, suite, dataset)
         await self._propose(hand, version, report)
         await self._let_go(hand)
         await asyncio.to_thread(self._clear, hand.run)
@@ -341,7 +344,6 @@ class Worker:
         if config.teacher:
             await self._stores.rollouts.route(config.teacher)
         base = BaseModel.open(parent.base, model_path(self._settings, self._own, parent.base))
-        path = suite_path(self._settings, self._own, run.route)
         return Task(
             config=config,
             parent=parent,
@@ -349,7 +351,7 @@ class Worker:
             base=base,
             prompt=await self._prompt(config, parent),
             schema=route.schema,
-            suite=None if path is None else await asyncio.to_thread(read_suite, run.route, path),
+            suite=await self._evaluator.suite(run.route),
         )
 
     async def _prompt(self, config: TrainingConfig, parent: Version) -> Prompt | None:
@@ -378,10 +380,7 @@ class Worker:
 
     async def _build(self, hand: RunInHand) -> None:
         """A run that ends in a dataset."""
-        path = suite_path(self._settings, self._own, hand.run.route)
-        suite = None
-        if path is not None:
-            suite = await asyncio.to_thread(read_suite, hand.run.route, path)
+        suite = await self._evaluator.suite(hand.run.route)
         recipe = Recipe.from_mapping(hand.run.config, has_suite=suite is not None)
         _, manifest = await self._builder.build(
             hand.run, recipe, suite, hand.note, datetime.now(UTC)
@@ -488,42 +487,39 @@ class Worker:
             await hand.note(f"proved: {proof}", values=values)
 
     async def _evaluate(
-        self, hand: RunInHand, task: Task, version: Version, suite: Suite
+        self, hand: RunInHand, task: Task, version: Version, suite: Suite, dataset: Dataset
     ) -> Report:
-        gateway = Gateway(
-            gateway_address(self._settings, self._own),
-            gateway_key(self._settings, self._own),
-            concurrency=self._own.concurrency,
-        )
-        graded, seconds = await self._answers(hand, gateway, version.name, suite)
-        parents, parent_seconds = await self._answers(hand, gateway, task.parent.name, suite)
-        report = compare(
-            route=hand.run.route,
-            version=version.name,
-            parent=task.parent.name,
+        wish = Wish(
+            route=await patiently(lambda: self._stores.rollouts.route(hand.run.route)),
+            version=version,
+            parent=task.parent,
             suite=suite,
-            graded=graded,
-            parent_graded=parents,
-            seconds=(seconds, parent_seconds),
-            now=datetime.now(UTC),
+            run=hand.run.id,
+            by=hand.run.created_by,
+            purpose="training",
+            dataset=dataset,
         )
-        await patiently(lambda: self._stores.reports.put(report))
+        report = await self._evaluator.evaluate(wish, _voice(hand))
         await hand.advance("evaluating", report.reason, report=report.id)
         return report
 
-    async def _answers(
-        self, hand: RunInHand, gateway: Gateway, version: str, suite: Suite
-    ) -> tuple[list[Graded], float]:
-        began = time.monotonic()
-
-        async def note(done: int, total: int) -> None:
-            spent = time.monotonic() - began
-            await hand.note_progress(
-                f"asking {version}", done=done, total=total, eta=spent / done * (total - done)
-            )
-
-        graded = await answer_suite(gateway, version, suite, on_row=note)
-        return graded, time.monotonic() - began
+    async def _evaluate_alone(self, hand: RunInHand) -> None:
+        """A run that ends in a report."""
+        run = hand.run
+        wish = await self._evaluator.wish(run.config, run.route, run.id, run.created_by)
+        await hand.advance(
+            "evaluating",
+            f"{wish.version.name} against {wish.parent.name} on {wish.suite.name}",
+            version=wish.version.name,
+        )
+        hand.wanted = (wish.version.name, wish.parent.name)
+        for name in hand.wanted:
+            await self._stores.catalog.want(name, _WANT_SECONDS)
+        for version in (wish.version, wish.parent):
+            await wait_resident(self._stores, version, self._own.load_seconds)
+        report = await self._evaluator.evaluate(wish, _voice(hand))
+        await hand.advance("evaluated", report.reason, report=report.id, reason=report.reason)
+        await self._let_go(hand)
 
     async def _propose(self, hand: RunInHand, version: Version, report: Report) -> None:
         if report.outcome != "pass":
@@ -571,6 +567,13 @@ async def patiently(write: Callable[[], Awaitable[T]]) -> T:
                 raise
             log.warning("%s; trying again", exc.message)
             await asyncio.sleep(1.0)
+
+
+def _voice(hand: RunInHand) -> Voice:
+    async def progress(what: str, done: int, total: int, eta: float) -> None:
+        await hand.note_progress(what, done=done, total=total, eta=eta)
+
+    return Voice(hand.note, progress)
 
 
 async def _note_line(hand: RunInHand, line: Mapping[str, Any]) -> None:

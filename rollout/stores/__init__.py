@@ -3,9 +3,10 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from rollout.stores.audit import AuditEntry, AuditStore
+from rollout.records import AuditEntry, CaseStats, GatewayPresence, HistoryEntry
+from rollout.stores.audit import AuditStore
 from rollout.stores.captures import CaptureStore, Keeping, Settled, Taken
-from rollout.stores.cases import CaseStats, CaseStore
+from rollout.stores.cases import CaseStore
 from rollout.stores.catalog import CatalogStore
 from rollout.stores.credentials import CredentialStore
 from rollout.stores.datasets import DatasetStore
@@ -14,12 +15,13 @@ from rollout.stores.evidence import EvidenceStore
 from rollout.stores.feedback import FeedbackStore
 from rollout.stores.leases import LeaseStore
 from rollout.stores.link import RedisLink, connect
-from rollout.stores.presence import GatewayPresence, PresenceStore
+from rollout.stores.presence import PresenceStore
 from rollout.stores.questions import QuestionStore
 from rollout.stores.quotas import QuotaStore
 from rollout.stores.replays import ReplayStore
-from rollout.stores.rollouts import Commit, HistoryEntry, RolloutStore
+from rollout.stores.rollouts import Commit, RolloutStore
 from rollout.stores.runs import ReportStore, RunStore
+from rollout.stores.suites import SuiteStore
 
 __all__ = [
     "AuditEntry",
@@ -58,6 +60,7 @@ class Stores:
         self.runs = RunStore(link)
         self.datasets = DatasetStore(link)
         self.reports = ReportStore(link)
+        self.suites = SuiteStore(link)
         self.audit = AuditStore(link)
 
     async def ping(self) -> None:

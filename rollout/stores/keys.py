@@ -59,6 +59,17 @@ LATEST_REPORTS = f"{_PREFIX}:reports:latest"  # hash: version name -> id of its 
 DATASETS = f"{_PREFIX}:datasets"  # hash: digest -> Manifest
 SUITES = f"{_PREFIX}:suites"  # hash: digest of the prompts -> SuiteUse
 
+# Evaluation.
+SUITE_INDEX = f"{_PREFIX}:suites:index"  # hash: digest of a suite -> SuiteManifest
+KEPT_ANSWERS = (
+    f"{_PREFIX}:answers:kept"  # hash: version, suite and decoding -> digest of a document
+)
+
+
+def suite_looks(digest: str) -> str:
+    """Hash: `version|run` -> Look."""
+    return f"{_PREFIX}:suites:looks:{digest}"
+
 
 def dataset_anchors(route: str) -> str:
     """Hash: digest of a prompt -> that of the prompt by which its cluster is split."""
