@@ -108,6 +108,26 @@ class Decision:
     label: Label | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class JudgeRecord:
+    """How a judge did beside people, on cases that have both its verdict and a label.
+
+    `agreed` of `labelled` verdicts were people's too; `kappa` is Cohen's, 0 for no better than
+    chance, None where it is not defined. `inconsistent` of `judged` contradicted themselves when
+    the answers changed places.
+    """
+
+    judged: int = 0
+    inconsistent: int = 0
+    labelled: int = 0
+    agreed: int = 0
+    kappa: float | None = None
+
+    @property
+    def position_bias(self) -> float | None:
+        return self.inconsistent / self.judged if self.judged else None
+
+
 def decide(case: Case, labels: Sequence[Label]) -> Decision:
     """Whether these labels, oldest first and each by somebody else, decide the case.
 

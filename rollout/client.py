@@ -10,15 +10,15 @@ import httpx2
 from pydantic import TypeAdapter, ValidationError
 
 from rollout.cases import Choice, Label
-from rollout.control.explain import Explanation
-from rollout.control.judging import JudgeView
 from rollout.control.views import (
     CaseView,
     Changed,
     DatasetDifference,
     EngineView,
     ErasureView,
+    Explanation,
     Imported,
+    JudgeView,
     KeyView,
     NewKey,
     Recorded,
@@ -35,11 +35,11 @@ from rollout.errors import (
     SluiceError,
     UnavailableError,
 )
-from rollout.evidence import Report
+from rollout.evidence import Report, RowResult
 from rollout.formats import Format
+from rollout.records import AuditEntry, CaseStats, GatewayPresence, HistoryEntry
 from rollout.replays import Replay, ReplayReport
 from rollout.runs import RunEvent, TrainingRun
-from rollout.stores import AuditEntry, CaseStats, GatewayPresence, HistoryEntry
 
 T = TypeVar("T")
 JSON = Mapping[str, Any]
@@ -73,6 +73,8 @@ class ControlClient:
             timeout=httpx2.Timeout(timeout, connect=5.0),
             # The control plane is inside the house: a proxy for the outside is in the way.
             trust_env=False,
+            # Over plain http nobody reads the certificates, and reading them in takes a while.
+            verify=not self._url.startswith("http://"),
         )
 
     def __enter__(self) -> Self:
@@ -371,8 +373,44 @@ class ControlClient:
     def compare_datasets(self, before: str, after: str) -> DatasetDifference:
         return self._get(DatasetDifference, f"/datasets/{before}/diff", after=after)
 
-    def reports(self, route: str | None = None, limit: int = 50) -> list[Report]:
-        return self._get(list[Report], "/reports", route=route, limit=limit)
+    # Evaluation
+
+    def add_suite(
+        self,
+        route: str,
+        rows: bytes,
+        scorers: Sequence[Mapping[str, Any]] = (),
+        *,
+        vault: bool = False,
+        note: str = "",
+    ) -> SuiteManifest:
+        """Register rows, as lines of JSON, with the scorers that mark them."""
+        content = json.dumps({"scorers": list(scorers)}).encode() + b"\n" + rows
+        params = _params(route=route, vault=str(vault).lower(), note=note)
+        response = self._request("POST", "/suites", params=params, content=content)
+        return self._read(SuiteManifest, response)
+
+    def suites(self, route: str | None = None) -> list[SuiteManifest]:
+        return self._get(list[SuiteManifest], "/suites", route=route)
+
+    def suite(self, digest: str) -> SuiteStanding:
+        return self._get(SuiteStanding, f"/suites/{digest}")
+
+    def suite_rows(self, digest: str) -> bytes:
+        """Its scorers and its rows as lines of JSON."""
+        return self._request("GET", f"/suites/{digest}/rows").content
+
+    def evaluate(self, version: str, **wish: Any) -> TrainingRun:
+        """Ask a trainer for a report; the run's `report` names it in the end."""
+        return self._send(TrainingRun, "POST", "/reports", {"version": version, **wish})
+
+    def report_rows(self, report_id: str) -> list[RowResult]:
+        return self._get(list[RowResult], f"/reports/{report_id}/rows")
+
+    def reports(
+        self, route: str | None = None, limit: int = 50, version: str | None = None
+    ) -> list[Report]:
+        return self._get(list[Report], "/reports", route=route, limit=limit, version=version)
 
     def report(self, report_id: str) -> Report:
         return self._get(Report, f"/reports/{report_id}")

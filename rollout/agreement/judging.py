@@ -4,9 +4,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from rollout.cases import JudgeRecord
 from rollout.exchanges import Answer, Judgement, Outcome
 from rollout.routes import Judge
 
@@ -70,26 +70,6 @@ def judgement(judge: str, stable_as_a: Verdict, stable_as_b: Verdict) -> Judgeme
     if one == other:
         return Judgement(judge, one)
     return Judgement(judge, "tie", consistent=False)
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeRecord:
-    """How a judge did beside people, on cases that have both its verdict and a label.
-
-    `agreed` of `labelled` verdicts were people's too; `kappa` is Cohen's, 0 for no better than
-    chance, None where it is not defined. `inconsistent` of `judged` contradicted themselves when
-    the answers changed places.
-    """
-
-    judged: int = 0
-    inconsistent: int = 0
-    labelled: int = 0
-    agreed: int = 0
-    kappa: float | None = None
-
-    @property
-    def position_bias(self) -> float | None:
-        return self.inconsistent / self.judged if self.judged else None
 
 
 def record(

@@ -12,7 +12,7 @@ from rollout.cases import CaseState, Choice, Label
 from rollout.control import cases, erasure
 from rollout.control.views import CaseView, ErasureView, Imported, Recorded
 from rollout.errors import InvalidInputError
-from rollout.stores import CaseStats
+from rollout.records import CaseStats
 
 router = APIRouter(prefix="/cases", tags=["cases"])
 

@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from rollout.api.security import ControlPlane, Reader
 from rollout.control import versions
 from rollout.control.views import EngineView
-from rollout.stores import GatewayPresence
+from rollout.records import GatewayPresence
 
 router = APIRouter(tags=["engines"])
 

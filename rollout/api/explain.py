@@ -6,8 +6,7 @@ from fastapi import APIRouter, Query
 
 from rollout.api.security import ControlPlane, Reader
 from rollout.control import explain, judging
-from rollout.control.explain import Explanation
-from rollout.control.judging import JudgeView
+from rollout.control.views import Explanation, JudgeView
 from rollout.errors import InvalidInputError
 
 router = APIRouter(prefix="/routes/{route}", tags=["rollouts"])

@@ -9,7 +9,7 @@ from rollout.api.security import Admin, ControlPlane
 from rollout.control import keys
 from rollout.control.views import KeyView, NewKey
 from rollout.credentials import KeyLimits
-from rollout.stores import AuditEntry
+from rollout.records import AuditEntry
 
 router = APIRouter(tags=["keys"])
 

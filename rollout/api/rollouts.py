@@ -10,7 +10,7 @@ from rollout.control import rollouts
 from rollout.control.views import Changed, RolloutView, Verb
 from rollout.evidence import Evidence
 from rollout.plans import PlanSpec
-from rollout.stores import HistoryEntry
+from rollout.records import HistoryEntry
 
 router = APIRouter(prefix="/routes/{route}", tags=["rollouts"])
 

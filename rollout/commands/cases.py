@@ -14,7 +14,7 @@ from rollout.cases import CaseState, Label
 from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.control.views import AnswerView, CaseView, ErasureView
 from rollout.errors import InvalidInputError
-from rollout.stores import CaseStats
+from rollout.records import CaseStats
 from rollout.tallies import WinRate
 
 

@@ -16,7 +16,6 @@ from rollout.discovery import Discovery
 from rollout.engines import Engine
 from rollout.errors import SluiceError, StoreUnavailableError
 from rollout.settings import Settings
-from rollout.stores import open_stores
 
 _TIMEOUT_SECONDS = 3.0
 # A small model, its adapters and the store's log fit into it for a while.
@@ -105,6 +104,9 @@ def _store(settings: Settings) -> Finding:
 
 
 async def _ping(url: str) -> None:
+    # Other commands must not wait until all that speaks to the store is loaded.
+    from rollout.stores import open_stores
+
     async with open_stores(url) as stores:
         await stores.ping()
 

@@ -6,9 +6,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rollout.commands.session import Session, Subparsers, command, table
-from rollout.control.explain import Explanation
-from rollout.control.judging import JudgeView
-from rollout.stores import HistoryEntry
+from rollout.control.views import Explanation, JudgeView
+from rollout.records import HistoryEntry
 
 
 def add(below: Subparsers) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rollout.client import Confirmation
-from rollout.commands import direct, explain, replays
+from rollout.commands import explain, replays
 from rollout.commands.plans import read_plan
 from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.control.views import Changed, RolloutView, Verb
@@ -19,8 +19,8 @@ from rollout.errors import UnavailableError
 from rollout.evidence import Evidence
 from rollout.gates import in_short
 from rollout.planner import Standing
+from rollout.records import HistoryEntry
 from rollout.state import Event, Rollout
-from rollout.stores import HistoryEntry
 
 _ROLLBACK_SECONDS = 10.0
 _HELP: dict[Verb, str] = {
@@ -132,6 +132,9 @@ def _roll_back(session: Session) -> int:
         if store_url is None:
             raise
         session.warn("the control API does not answer; rolling back by the store itself")
+        # Other commands must not wait until all that speaks to the store is loaded.
+        from rollout.commands import direct
+
         changed = direct.roll_back(
             store_url,
             options.route,
@@ -222,6 +225,10 @@ def _describe(view: RolloutView) -> RenderableType:
                 lines.append(Text(f"             {verdict.reason}"))
         if view.evidence is not None:
             lines.append(_numbers(view.evidence))
+    if view.retraining is not None:
+        said = f"{view.retraining.state}: {view.retraining.reason}"
+        failing = "yellow" if view.retraining.failures else ""
+        lines.append(Text(f"  retraining {said}", failing))
     lines.append(Text(f"  cases      {view.open_cases} wait for a person\n"))
     return Group(*lines)
 

@@ -10,7 +10,7 @@ from rollout.control.context import Control
 from rollout.control.views import CaseView, Imported, Recorded, case_view
 from rollout.credentials import ApiKey
 from rollout.errors import InvalidInputError, NotFoundError, PermissionDeniedError
-from rollout.stores import CaseStats
+from rollout.records import CaseStats
 from rollout.stores.codec import decode, encode
 
 # Time enough to read a long conversation; a closed tab gives its case back after it.

@@ -1,74 +1,25 @@
 """Where an answer came from: route, arm, unit, version, weights, data, and the commit behind it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final
 
 from rollout.assignment import bucket
 from rollout.control import versions
 from rollout.control.context import Control
-from rollout.control.views import VersionView
+from rollout.control.views import Answered, CaseOf, Explanation, Source
 from rollout.errors import InvalidInputError, NotFoundError
-from rollout.evidence import Report
-from rollout.exchanges import Arm, Exchange, Feedback, Receipt
-from rollout.runs import TrainingRun
+from rollout.exchanges import Exchange, Feedback, Receipt
+from rollout.records import HistoryEntry
 from rollout.state import Rollout
-from rollout.stores import HistoryEntry
 from rollout.stores.codec import encode
 from rollout.versions import parse_model
-
-Source = Literal["capture", "gateway", "feedback", "version"]
 
 _HISTORY: Final = 1000
 # Gateways answer at once; one that is stuck should keep nobody waiting.
 _PATIENCE_SECONDS: Final = 2.0
 # Of older trials only what was captured is looked for.
 _TRIALS: Final = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """How one request was answered. `bucket` and `weight` are in percent: the unit belongs to the
-    candidate where its bucket lies below the weight. None where it isn't known."""
-
-    source: Source
-    arm: Arm
-    trial: str | None
-    unit: str | None = None
-    bucket: float | None = None
-    weight: float | None = None
-    instead: bool = False
-    at: datetime | None = None
-    status: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CaseOf:
-    """A case that was made of the request. Its answers are not shown: somebody may judge it yet."""
-
-    id: str
-    trial: str
-    kind: str
-    agreement: float
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """`commit` is what let the version answer, `commits` all that moved it, oldest first. `run`
-    trained it, `report` is its newest evaluation. `notes` say what could not be told, and why."""
-
-    route: str
-    request_id: str | None
-    version: VersionView
-    answered: Answered | None
-    commit: HistoryEntry | None
-    commits: tuple[HistoryEntry, ...]
-    run: TrainingRun | None
-    report: Report | None
-    cases: tuple[CaseOf, ...]
-    feedback: tuple[Feedback, ...]
-    notes: tuple[str, ...]
 
 
 async def explain_request(control: Control, route: str, request_id: str) -> Explanation:

@@ -1,24 +1,12 @@
 """How a route's judge does: beside itself with the answers changed round, and beside people."""
 
-from dataclasses import dataclass
-
-from rollout.agreement.judging import JudgeRecord, record
+from rollout.agreement.judging import record
 from rollout.cases import outcome
 from rollout.control.context import Control
-from rollout.routes import Judge
+from rollout.control.views import JudgeView
 
 # As many cases as a route keeps by default.
 _MOST = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeView:
-    """`judge` is None where the route has none (now). The record is of the cases that are kept."""
-
-    route: str
-    judge: Judge | None
-    record: JudgeRecord
-    position_bias: float | None
 
 
 async def judge(control: Control, route: str) -> JudgeView:

@@ -7,6 +7,7 @@ from typing import get_args
 
 from rollout.catalog import Catalog
 from rollout.control.context import Control
+from rollout.control.retraining import outlook_of
 from rollout.control.views import Changed, RolloutView, RouteView, Verb
 from rollout.credentials import ApiKey
 from rollout.engines import Placement, placement
@@ -20,6 +21,7 @@ from rollout.evidence import Evidence, Verdict
 from rollout.planner import Known, plan_followed, standing
 from rollout.plans import Plan, PlanSpec
 from rollout.policy import given_plan_problems, plan_of, policy_problems, servable_gates
+from rollout.records import HistoryEntry
 from rollout.routes import Route
 from rollout.state import (
     CanarySet,
@@ -35,7 +37,7 @@ from rollout.state import (
     Withdrawn,
     surely_meant,
 )
-from rollout.stores import HistoryEntry, Stores
+from rollout.stores import Stores
 from rollout.versions import Version, parse_model
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
@@ -107,6 +109,7 @@ async def status(control: Control, route: str, catalog: Catalog | None = None) -
         placements=_placements(rollout, catalog),
         standing=standing(rollout, known, catalog.routes[route].policy, control.now()),
         queued=tuple(f"{route}@{waiting.version}" for waiting in rollout.queued),
+        retraining=await outlook_of(control, catalog.routes[route], rollout),
     )
 
 

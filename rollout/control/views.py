@@ -5,18 +5,22 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from rollout.cases import Case, CaseState, Label, decide
+from rollout.cases import Case, CaseState, JudgeRecord, Label, decide
 from rollout.credentials import NO_LIMITS, KeyLimits
 from rollout.datasets import Change, Manifest
 from rollout.engines import Placement
-from rollout.evidence import Evidence, Verdict
-from rollout.exchanges import Answer
+from rollout.evidence import Evidence, Report, Verdict
+from rollout.exchanges import Answer, Arm, Feedback
 from rollout.planner import Standing
-from rollout.routes import Route
+from rollout.records import HistoryEntry
+from rollout.retraining import Outlook
+from rollout.routes import Judge, Route
+from rollout.runs import TrainingRun
 from rollout.state import Rollout
 from rollout.versions import Version
 
 Verb = Literal["propose", "canary", "advance", "hold", "resume", "promote", "rollback", "withdraw"]
+Source = Literal["capture", "gateway", "feedback", "version"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,8 @@ class RolloutView:
 
     `evidence` and `verdicts` are the present trial's. `open_cases` still wait for a person.
     `placements` says of each of the three that has an adapter where it is resident, `standing` how
-    far the trial has come in its plan and what it waits for. `queued` come after it.
+    far the trial has come in its plan and what it waits for. `queued` come after it. `retraining`
+    says when the route is trained by itself next, where it ever is.
     """
 
     rollout: Rollout
@@ -44,6 +49,7 @@ class RolloutView:
     placements: Mapping[str, Placement] = field(default_factory=dict)
     standing: Standing | None = None
     queued: tuple[str, ...] = ()
+    retraining: Outlook | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +183,60 @@ class NewKey:
 
     secret: str
     key: KeyView
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """How one request was answered. `bucket` and `weight` are in percent: the unit belongs to the
+    candidate where its bucket lies below the weight. None where it isn't known."""
+
+    source: Source
+    arm: Arm
+    trial: str | None
+    unit: str | None = None
+    bucket: float | None = None
+    weight: float | None = None
+    instead: bool = False
+    at: datetime | None = None
+    status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CaseOf:
+    """A case that was made of the request. Its answers are not shown: somebody may judge it yet."""
+
+    id: str
+    trial: str
+    kind: str
+    agreement: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """`commit` is what let the version answer, `commits` all that moved it, oldest first. `run`
+    trained it, `report` is its newest evaluation. `notes` say what could not be told, and why."""
+
+    route: str
+    request_id: str | None
+    version: VersionView
+    answered: Answered | None
+    commit: HistoryEntry | None
+    commits: tuple[HistoryEntry, ...]
+    run: TrainingRun | None
+    report: Report | None
+    cases: tuple[CaseOf, ...]
+    feedback: tuple[Feedback, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeView:
+    """`judge` is None where the route has none (now). The record is of the cases that are kept."""
+
+    route: str
+    judge: Judge | None
+    record: JudgeRecord
+    position_bias: float | None
 
 
 def case_view(

@@ -1,24 +1,11 @@
 """Who changed what, when and why: an append-only stream."""
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from rollout.records import AuditEntry
 from rollout.stores import keys
 from rollout.stores.codec import decode, encode
 from rollout.stores.link import RedisLink
-
-
-@dataclass(frozen=True, slots=True)
-class AuditEntry:
-    """`before` and `after` are JSON texts of what changed, None where there is no such side."""
-
-    action: str
-    subject: str
-    by: str
-    at: datetime
-    reason: str = ""
-    before: str | None = None
-    after: str | None = None
 
 
 def audit_entry(

@@ -1,18 +1,17 @@
 """The labeling queue: claim with a lease, label until it is decided, erase, export and import."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from rollout import tallies
 from rollout.cases import Case, CaseState, Label, LabelledCase, decide, prompt_digest
 from rollout.errors import ConflictError, NotFoundError
 from rollout.exchanges import Outcome
+from rollout.records import CaseStats
 from rollout.stores import keys
 from rollout.stores.captures import KEEP_TRIAL_SECONDS
 from rollout.stores.codec import decode, encode, milliseconds
 from rollout.stores.link import RedisLink
-from rollout.tallies import Agreement, WinRate
 
 # How many of a big table are fetched in one command.
 _BATCH = 1000
@@ -23,24 +22,6 @@ _TRIES = 5
 _COUNTED_AS: Mapping[Outcome, str] = {"win": "wins", "loss": "losses", "tie": "ties"}
 # Pairs of these kinds were counted when they were compared, or belong to no trial.
 _DECIDED = frozenset({"failure", "schema", "judge", "contradiction"})
-
-
-@dataclass(frozen=True, slots=True)
-class CaseStats:
-    """Cases of one route. `oldest_at` is when the oldest one that still waits was made.
-
-    `agreement` is that between its labelers, `win_rates` what labels say of each trial.
-    """
-
-    route: str
-    open: int
-    leased: int
-    labelled: int
-    dropped: int
-    oldest_at: datetime | None
-    disputed: int = 0
-    agreement: Agreement = field(default_factory=Agreement)
-    win_rates: Mapping[str, WinRate] = field(default_factory=dict)
 
 
 class CaseStore:

@@ -1,23 +1,9 @@
 """Which gateways are alive, and which catalog revision each of them serves."""
 
-from dataclasses import dataclass
-from datetime import datetime
-
+from rollout.records import GatewayPresence
 from rollout.stores import keys
 from rollout.stores.codec import decode, encode
 from rollout.stores.link import RedisLink
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayPresence:
-    """One gateway worker process. `incarnation` is new with every start."""
-
-    incarnation: str
-    host: str
-    pid: int
-    revision: int
-    started_at: datetime
-    draining: bool = False
 
 
 class PresenceStore:

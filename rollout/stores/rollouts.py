@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from rollout.errors import NotFoundError, StaleRevisionError
+from rollout.records import HistoryEntry
 from rollout.routes import Route
 from rollout.state import Event, Rollout, apply
 from rollout.stores import keys
@@ -19,17 +20,6 @@ class Commit:
 
     rollout: Rollout
     catalog_revision: int
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryEntry:
-    """One step in a route's history. `revision` is the rollout's after it."""
-
-    revision: int
-    event: Event
-    at: datetime
-    before: Rollout
-    after: Rollout
 
 
 class RolloutStore:

@@ -8,8 +8,8 @@ import pytest
 
 from rollout.evidence import Report, Verdict
 from rollout.policy import Policy
+from rollout.records import GatewayPresence
 from rollout.stores import Stores
-from rollout.stores.presence import GatewayPresence
 from tests.api.house import ADAPTED, AT, PROMPTED, add_key, make_resident, pass_gate
 
 pytestmark = pytest.mark.anyio

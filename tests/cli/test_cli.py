@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from rollout.assignment import unit_of
+from rollout.records import GatewayPresence
 from rollout.runs import RunEvent
 from rollout.stores import Stores
-from rollout.stores.presence import GatewayPresence
 from tests.api.house import ADAPTED, AT, case, make_resident, offer, pass_gate
 from tests.api.live import LiveApi
 from tests.cli.conftest import Sluice
