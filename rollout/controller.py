@@ -33,6 +33,7 @@ from prometheus_client import CollectorRegistry
 
 from rollout.api.app import create_app
 from rollout.catalog import Catalog
+from rollout.control import retraining
 from rollout.control.erasure import sweep
 from rollout.credentials import ApiKey, digest_secret
 from rollout.discovery import Discovery
@@ -63,6 +64,7 @@ _LONGEST_BACKOFF_SECONDS = 10.0
 _OBSERVE_SECONDS = 5.0
 _FOLD_SECONDS = 60.0
 _SWEEP_SECONDS = 3600.0
+_RETRAIN_SECONDS = 10.0
 # Trials judged in a tick, those first that have waited longest: where there are more, they take
 # turns, so that a tick stays short.
 _JUDGED_IN_A_TICK = 250
@@ -139,6 +141,7 @@ class Controller:
                 tasks.create_task(self._forever("observe", self.observe, _OBSERVE_SECONDS))
                 tasks.create_task(self._forever("retention", self.sweep, _OBSERVE_SECONDS))
                 tasks.create_task(self._forever("evidence", self.fold, _FOLD_SECONDS))
+                tasks.create_task(self._forever("retraining", self.retrain, _RETRAIN_SECONDS))
                 self._look_after(tasks)
                 tasks.create_task(self._discovery.follow(lambda: self._look_after(tasks)))
         finally:
@@ -296,6 +299,20 @@ class Controller:
         """Fold what gateway workers counted that are gone; only the leader does."""
         if self.leading and (folded := await self._stores.evidence.fold()):
             log.info("folded the evidence of %d gateway workers that are gone", folded)
+
+    async def retrain(self) -> None:
+        """Start the runs that are due by the routes' own rules; only the leader does."""
+        if not (self.leading and self._catalog.revision >= 0 and self._section.retraining):
+            self._metrics.show_retraining({})
+            return
+        found = await retraining.outlooks(self._stores, self._catalog, self._now())
+        self._metrics.show_retraining(found)
+        for name, outlook in found.items():
+            route, rollout = self._catalog.routes[name], self._catalog.rollouts[name]
+            run = await retraining.start(self._stores, route, rollout, outlook, self._now())
+            if run is not None:
+                self._metrics.retrainings.labels(name, run.trigger).inc()
+                log.info("%s: started %s because %s", name, run.id, run.why)
 
     async def keep(self, replica: Replica) -> None:
         """Bring one replica to hold what its engine's routes need; only the leader does."""

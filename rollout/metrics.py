@@ -20,6 +20,7 @@ from rollout.engines import Residency
 from rollout.evidence import Evidence, Verdict
 from rollout.gates import thresholds
 from rollout.policy import servable_gates
+from rollout.retraining import Outlook
 from rollout.runs import RunEvent, RunState, TrainingRun
 from rollout.state import Rollout
 
@@ -67,10 +68,21 @@ class ControllerMetrics:
             ["route", "event"],
             registry=registry,
         )
+        self.retrainings = CounterMetric(
+            "sluice_retraining_runs",
+            "Runs that the controller started by the route's own rules.",
+            ["route", "trigger"],
+            registry=registry,
+        )
+        self._retraining: Mapping[str, Outlook] = {}
         registry.register(_StateCollector(self))
 
     def show(self, seen: Seen) -> None:
         self._seen = seen
+
+    def show_retraining(self, outlooks: Mapping[str, Outlook]) -> None:
+        """Of the routes that are trained by themselves, while this controller leads."""
+        self._retraining = outlooks
 
     def show_store(self, *, up: bool) -> None:
         self._store_up = up
@@ -85,6 +97,7 @@ class ControllerMetrics:
             "Whether this controller holds the lease: it judges, commits and loads adapters.",
             {(): self._leading},
         )
+        yield from _retraining(self._retraining)
         if self._seen is not None:
             yield from _families(self._seen)
 
@@ -287,6 +300,37 @@ def _training(seen: Seen) -> Iterator[Metric]:
         "Tokens that a run under way has trained on.",
         _values(under_way, "tokens"),
         "run",
+    )
+
+
+def _retraining(outlooks: Mapping[str, Outlook]) -> Iterator[Metric]:
+    yield _gauge(
+        "sluice_retraining_new_labels",
+        "Cases decided since the route's last run.",
+        {(route,): float(each.new_labels) for route, each in outlooks.items()},
+        "route",
+    )
+    yield _gauge(
+        "sluice_retraining_failures",
+        "Runs of the route in a row that came to nothing.",
+        {(route,): float(each.failures) for route, each in outlooks.items()},
+        "route",
+    )
+    yield _gauge(
+        "sluice_retraining_agreement",
+        "Share of the pairs in which people found the stable answer right, with its bounds at 95 %.",
+        {
+            (route, bound): value
+            for route, each in outlooks.items()
+            if each.accord is not None
+            for bound, value in (
+                ("low", each.accord.low),
+                ("rate", each.accord.rate),
+                ("high", each.accord.high),
+            )
+        },
+        "route",
+        "bound",
     )
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from rollout.evaluation import EvaluationRules, evaluation_problems
 from rollout.policy import Policy, Slo
+from rollout.retraining import Retrain, retrain_problems
 
 Comparator = Literal["text", "json", "tools", "judge"]
 
@@ -64,7 +65,8 @@ class Route:
     """`schema` is the text of a JSON schema that answers should satisfy, or None.
 
     `capture` is the chance, in [0, 1], that an exchange is kept for the shadow while a version is
-    on trial, `capture_idle` the chance that one is kept for a replay while none is.
+    on trial, `capture_idle` the chance that one is kept for a replay while none is. `retrain`
+    None: only people start runs.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Route:
     semantic: Semantic | None = None
     judge: Judge | None = None
     evaluation: EvaluationRules = field(default_factory=EvaluationRules)
+    retrain: Retrain | None = None
 
 
 def named_engines(route: Route) -> Iterator[tuple[str, str]]:
@@ -112,5 +115,7 @@ def route_problems(route: Route) -> Iterator[tuple[str, str]]:
         yield "judge.maximum_tokens", "maximum_tokens must be 1 or more"
     for name, problem in evaluation_problems(route.evaluation):
         yield f"evaluation.{name}", problem
+    for name, problem in retrain_problems(route.retrain) if route.retrain else ():
+        yield f"retrain.{name}", problem
     if route.comparator == "judge" and judge is None:
         yield "judge", 'the comparator is judge: say which, as in judge = {engine = "main"}'

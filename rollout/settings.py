@@ -29,6 +29,7 @@ from rollout.evaluation import EvaluationRules
 from rollout.lines import line_of
 from rollout.plans import clearest, plain_path
 from rollout.policy import Policy, Slo, policy_problems, servable_gates
+from rollout.retraining import Retrain
 from rollout.routes import (
     Comparator,
     JsonRules,
@@ -76,6 +77,7 @@ class ControllerSection(Section):
     port: int = Field(8001, ge=0, le=65535)
     tick_seconds: float = Field(1.0, gt=0)
     lease_seconds: float = Field(10.0, gt=0)
+    retraining: bool = True
 
 
 class VllmSection(Section):
@@ -140,6 +142,7 @@ class RouteSection(Section):
     semantic: Semantic | None = None
     judge: Judge | None = None
     evaluation: EvaluationRules = EvaluationRules()
+    retrain: Retrain | None = None
 
     @field_validator("name")
     @classmethod
@@ -181,6 +184,7 @@ class RouteSection(Section):
             semantic=self.semantic,
             judge=self.judge,
             evaluation=self.evaluation,
+            retrain=self.retrain,
         )
 
 

@@ -169,6 +169,18 @@ def read_win_rates(tallies: Mapping[str, int]) -> Mapping[str, WinRate]:
     return {trial: rate for trial, rate in newest if rate is not None}
 
 
+def pair_counts_of(tallies: Mapping[str, int]) -> Mapping[tuple[str, str], tuple[int, int]]:
+    """By trial and stratum: how many cases were offered, and how many of them are decided."""
+    offered_, decided_ = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for name, count in tallies.items():
+        kind, _, rest = name.partition("|")
+        if kind not in (_OFFERED, _DECIDED):
+            continue
+        trial, inclusion, band, *_ = rest.split("|")
+        (offered_ if kind == _OFFERED else decided_)[trial, f"{inclusion}|{band}"] += count
+    return {key: (offered_[key], decided_[key]) for key in {*offered_, *decided_} if key[0]}
+
+
 def read_agreement(tallies: Mapping[str, int]) -> Agreement:
     patterns = {
         tuple(map(int, name.partition("|")[2].split(","))): count

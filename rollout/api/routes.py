@@ -10,6 +10,7 @@ from rollout.control import rollouts, routes
 from rollout.control.views import RouteView
 from rollout.evaluation import EvaluationRules
 from rollout.policy import Policy, Slo
+from rollout.retraining import Retrain
 from rollout.routes import Comparator, JsonRules, Judge, Route, Semantic
 
 router = APIRouter(prefix="/routes", tags=["routes"])
@@ -31,6 +32,7 @@ class Body(BaseModel):
     semantic: Semantic | None = None
     judge: Judge | None = None
     evaluation: EvaluationRules = EvaluationRules()
+    retrain: Retrain | None = None
     reason: str = Field("", max_length=2000)
 
 
@@ -66,6 +68,7 @@ async def put_route(
         semantic=body.semantic,
         judge=body.judge,
         evaluation=body.evaluation,
+        retrain=body.retrain,
     )
     created = await routes.put(control, caller, wanted, body.reason)
     response.status_code = status.HTTP_201_CREATED if created else status.HTTP_200_OK

@@ -15,9 +15,9 @@ from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.control.views import RouteView
 from rollout.errors import InvalidInputError
 
-_SECTIONS = ("policy", "slo", "json_rules", "semantic", "judge", "evaluation")
+_SECTIONS = ("policy", "slo", "json_rules", "semantic", "judge", "evaluation", "retrain")
 _OTHERS = ", ".join(_SECTIONS[1:])
-_OPTIONAL = ("semantic", "judge")
+_OPTIONAL = ("semantic", "judge", "retrain")
 
 
 def add(parsers: Subparsers) -> None:
@@ -41,8 +41,13 @@ def add(parsers: Subparsers) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a key of policy, slo, json_rules, semantic, judge or evaluation, as in policy.alpha=0.01 or "
+        help=f"a key of {_OTHERS} or policy, as in policy.alpha=0.01 or "
         'judge.engine="main"; judge=none takes the judge away',
+    )
+    change.add_argument(
+        "--retrain",
+        choices=("on", "off"),
+        help="whether runs begin without a person, by the rules under retrain.",
     )
     change.add_argument(
         "--plan", metavar="FILE", type=Path, help="the steps of its rollouts, as TOML"
@@ -102,6 +107,13 @@ def _set(session: Session) -> int:
     body |= {key: value for key, value in given.items() if value is not None}
     for pair in options.set:
         _put(body, pair)
+    if options.retrain is not None:
+        if body.get("retrain") is None:
+            raise InvalidInputError(
+                f"{options.route} has no rules that start a run: set one beside it, as in "
+                "--set retrain.new_labels=200"
+            )
+        body["retrain"] = {**body["retrain"], "enabled": options.retrain == "on"}
     plan = None if options.plan is None else read_plan(options.plan)
     if plan is not None:
         body["policy"] = body.get("policy", {}) | plan.plan
