@@ -383,10 +383,17 @@ def test_the_images_install_the_pinned_versions() -> None:
         for i in stage.instructions
         if i.word == "RUN" and "pip install" in i.rest
     ]
-    assert len(installs) == 2
+    assert len(installs) == 3
     for install in installs:
         assert "-c constraints/sluice.txt" in install
         assert "index-url" not in install
+
+
+def test_the_gateway_image_has_the_hot_path_compiled() -> None:
+    compiling = [i.rest for i in stages()["wheel"].instructions if "SLUICE_COMPILE=1" in i.rest]
+    assert len(compiling) == 1
+    copied = [i.rest for i in stages()["build-gateway"].instructions if i.word == "COPY"]
+    assert "--from=wheel /wheels/ /wheels/" in copied
 
 
 def test_files_beside_the_code_are_in_the_wheel_and_so_in_the_images() -> None:
