@@ -1,5 +1,6 @@
 """A client of the control API, for the command line and for programs that drive a rollout."""
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ from typing import Any, Self, TypeVar
 import httpx2
 from pydantic import TypeAdapter, ValidationError
 
+from rollout.advice import Advice
 from rollout.cases import Choice, Label
 from rollout.control.views import (
     CaseView,
@@ -40,6 +42,7 @@ from rollout.formats import Format
 from rollout.records import AuditEntry, CaseStats, GatewayPresence, HistoryEntry
 from rollout.replays import Replay, ReplayReport
 from rollout.runs import RunEvent, TrainingRun
+from rollout.suites import SuiteManifest, SuiteStanding
 
 T = TypeVar("T")
 JSON = Mapping[str, Any]
@@ -181,6 +184,9 @@ class ControlClient:
         return self._get(
             Explanation, f"/routes/{route}/explain", request_id=request_id, version=version
         )
+
+    def advice(self, route: str) -> Advice:
+        return self._get(Advice, f"/routes/{route}/advice")
 
     def judge(self, route: str) -> JudgeView:
         return self._get(JudgeView, f"/routes/{route}/judge")
@@ -434,6 +440,9 @@ class ControlClient:
 
     def keys(self) -> list[KeyView]:
         return self._get(list[KeyView], "/keys")
+
+    def limit_key(self, key_id: str, limits: Mapping[str, int | None]) -> KeyView:
+        return self._send(KeyView, "PATCH", f"/keys/{key_id}/limits", dict(limits))
 
     def revoke_key(self, key_id: str) -> None:
         self._request("DELETE", f"/keys/{key_id}")

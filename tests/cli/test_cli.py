@@ -265,6 +265,10 @@ def test_the_limits_of_a_key_are_shown(sluice: Sluice) -> None:
     made = sluice("keys", "create", "shop", "--requests-per-minute", "60", "--concurrency", "4")
     assert made.returncode == 0
     assert "60 requests a minute, 4 at once" in sluice("keys", "list").stdout
+    (listed,) = json.loads(sluice("keys", "list", "--json").stdout)
+    changed = sluice("keys", "limit", listed["id"], "--concurrency", "none")
+    assert changed.stdout.strip() == f"{listed['id']}: 60 requests a minute"
+    assert sluice("keys", "limit", listed["id"]).returncode == 2
     refused = sluice("keys", "create", "shop", "--monthly-tokens", "0")
     assert refused.returncode == 1
     assert "whole number from 1" in refused.stderr
@@ -321,3 +325,26 @@ def test_doctor_names_what_is_wrong_and_what_to_do(sluice: Sluice, tmp_path: Pat
 
 def test_roles_are_started_by_module_name(sluice: Sluice) -> None:
     assert "--config" in sluice("controller", "--help").stdout
+
+
+def test_a_route_says_when_it_is_trained_and_whether_it_should_be(sluice: Sluice) -> None:
+    assert (
+        "has no rules that start a run"
+        in sluice("route", "set", "triage", "--retrain", "off").stderr
+    )
+    assert sluice("route", "set", "triage", "--set", "retrain.new_labels=30").returncode == 0
+    assert "retraining waiting: 0 cases are decided" in sluice("rollout", "status").stdout
+    assert sluice("route", "set", "triage", "--retrain", "off").returncode == 0
+    assert "retraining off: nothing is trained" in sluice("rollout", "status").stdout
+    said = sluice("advise", "triage")
+    assert said.stdout.startswith("Not yet: label more")
+    assert "? Do the people who label agree?" in said.stdout
+    assert json.loads(sluice("advise", "triage", "--json").stdout)["verdict"] == "not yet"
+
+
+def test_a_run_is_paused_and_resumed_from_the_command_line(sluice: Sluice) -> None:
+    run = sluice("train", "triage", "--detach", "--no-propose").stdout.strip()
+    assert f"{run} is paused" in sluice("runs", "pause", run).stdout
+    assert "goes on as soon as a trainer is free" in sluice("runs", "resume", run).stdout
+    assert f"{run} is cancelled" in sluice("runs", "cancel", run).stdout
+    assert "has ended already" in sluice("runs", "pause", run).stderr
