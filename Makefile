@@ -22,7 +22,7 @@ SOURCES := setup.py pyproject.toml $(shell find gateway rollout trainer -name '*
 WITH_COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(COMPILED):$(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine model up demo test test-compiled compiled check format bench bench-dataset bench-many-routes bench-assignments bench-evidence bench-rollback bench-training constraints clean
+.PHONY: help install engine model up demo test test-compiled compiled check format bench bench-dataset bench-many-routes bench-assignments bench-calibration bench-evidence bench-rollback bench-training constraints clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ bench-rollback: install ## how long a rollback takes under load, by command (ARG
 
 bench-evidence: install ## the gates, simulated: false alarms, units needed, beside other rules (4 minutes)
 	@$(BIN)/python -m benchmarks.evidence $(ARGS)
+
+bench-calibration: install ## evaluations of the same version against itself: how often "better" (a minute)
+	@$(BIN)/python -m benchmarks.calibration $(ARGS)
 
 bench-many-routes: install ## a controller's tick and the store with 500 trials and 100 gateways, a minute
 	@$(BIN)/python -m benchmarks.many_routes $(ARGS)

@@ -5,7 +5,18 @@ import os
 import sys
 from collections.abc import Sequence
 
-from rollout.commands import cases, datasets, doctor, keys, rollouts, routes, training, versions
+from rollout.commands import (
+    advise,
+    cases,
+    datasets,
+    doctor,
+    evaluations,
+    keys,
+    rollouts,
+    routes,
+    training,
+    versions,
+)
 from rollout.commands.session import Session
 from rollout.errors import SluiceError
 
@@ -57,7 +68,18 @@ def _parser() -> argparse.ArgumentParser:
     parsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (_, help_text) in _ROLES.items():
         parsers.add_parser(name, help=help_text, add_help=False)
-    for part in (doctor, routes, versions, rollouts, cases, training, datasets, keys):
+    for part in (
+        doctor,
+        routes,
+        versions,
+        rollouts,
+        cases,
+        training,
+        advise,
+        datasets,
+        evaluations,
+        keys,
+    ):
         part.add(parsers)
     return parser
 

@@ -203,6 +203,19 @@ class RowError:
 
 
 @dataclass(frozen=True, slots=True)
+class RowResult:
+    """One row of a report: what the version and its parent answered, and what that is worth."""
+
+    row: str
+    change: Literal["gained", "lost", "same"]
+    answer: str
+    mark: float
+    parent_answer: str
+    parent_mark: float
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """An evaluation of a version against its parent on the same rows. Immutable.
 

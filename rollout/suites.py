@@ -130,6 +130,20 @@ class Look:
     purpose: Literal["training", "evaluation", "promotion"] = "evaluation"
 
 
+@dataclass(frozen=True, slots=True)
+class SuiteStanding:
+    """A suite with what it was used for. `judged` are the versions, `allowed` how many may be."""
+
+    manifest: SuiteManifest
+    looks: tuple[Look, ...]
+    judged: int
+    allowed: int
+
+    @property
+    def worn(self) -> bool:
+        return self.judged > self.allowed
+
+
 def read_rows(content: bytes, where: str) -> list[SuiteRow]:
     """Read `{"id", "messages", "gold", …}` lines. Raises InvalidInputError that names the line."""
     rows: list[SuiteRow] = []

@@ -18,6 +18,7 @@ from rollout.errors import (
     EngineUnavailableError,
     InvalidInputError,
     NotFoundError,
+    RefusedError,
     SluiceError,
     UnavailableError,
 )
@@ -106,6 +107,10 @@ class Evaluator:
             raise InvalidInputError(
                 f"{route} has no suite: `sluice suite add {route} FILE` registers one",
                 param="suite",
+            )
+        if suite.vault and config.get("purpose") != "promotion":
+            raise RefusedError(
+                f"{suite.name} is in the vault, which is opened for a promotion alone"
             )
         return Wish(
             route=await self._stores.rollouts.route(route),

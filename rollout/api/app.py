@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from rollout.api import (
+    advice,
     cases,
     datasets,
     engines,
@@ -20,6 +21,7 @@ from rollout.api import (
     rollouts,
     routes,
     runs,
+    suites,
     versions,
 )
 from rollout.api.errors import add_error_handlers
@@ -67,11 +69,13 @@ def create_app(
         rollouts,
         replays,
         explain,
+        advice,
         versions,
         engines,
         cases,
         runs,
         datasets,
+        suites,
         reports,
         keys,
     ):
@@ -79,6 +83,12 @@ def create_app(
     add_console(app)
     app.add_middleware(
         BodyLimit,
-        unlimited=frozenset({f"{_PREFIX}/cases/import", f"{_PREFIX}{datasets.IMPORT_PATH}"}),
+        unlimited=frozenset(
+            {
+                f"{_PREFIX}/cases/import",
+                f"{_PREFIX}{datasets.IMPORT_PATH}",
+                f"{_PREFIX}{suites.PATH}",
+            }
+        ),
     )
     return app

@@ -7,7 +7,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from rollout.console import session
 from rollout.console.page import Here, PageRoute, Sender, templates
-from rollout.control import rollouts, runs, versions
+from rollout.control import evaluations, rollouts, runs, versions
 from rollout.control.context import Control
 from rollout.control.views import Verb
 from rollout.errors import AuthenticationError, InvalidInputError, StoreUnavailableError
@@ -136,9 +136,17 @@ async def get_run(visitor: Here, run: str) -> Response:
 
 @router.get("/reports")
 async def get_reports(visitor: Here) -> Response:
-    found = await visitor.control.stores.reports.list(None, 50)
-    reports = [report for report in found if visitor.key.allows_route(report.route)]
-    return visitor.show("reports.html", reports=reports)
+    found = await evaluations.reports(visitor.control, visitor.key, None, 50)
+    return visitor.show("reports.html", reports=found)
+
+
+@router.get("/reports/{report}")
+async def get_report(visitor: Here, report: str) -> Response:
+    found = await evaluations.report(visitor.control, visitor.key, report)
+    ends = [abs(end) for each in (*found.slices, *found.beside) for end in (each.low, each.high)]
+    # One scale for all differences on the page, a little wider than the widest.
+    reach = min(1.0, max([0.05, *ends]) * 1.1)
+    return visitor.show("report.html", report=found, reach=reach)
 
 
 def _inside(path: str) -> str:

@@ -245,16 +245,31 @@ class ReportStore:
         return {name: decode(Report, text) for name, text in zip(ids, texts, strict=True) if text}
 
     async def get(self, report_id: str) -> Report:
+        """By its id, or a beginning of it that no other has."""
         text = await self._link.run("HGET", keys.REPORTS, report_id)
         if text is None:
-            raise NotFoundError(f"there is no report {report_id!r}", param="report")
+            names = await self._link.run("HKEYS", keys.REPORTS)
+            alike = [name for name in names if len(report_id) >= 6 and name.startswith(report_id)]
+            if len(alike) != 1:
+                raise NotFoundError(
+                    f"{len(alike) or 'no'} reports begin with {report_id!r}: `sluice report list` "
+                    "shows them",
+                    param="report",
+                )
+            text = await self._link.run("HGET", keys.REPORTS, alike[0])
         return decode(Report, text)
 
-    async def list(self, route: str | None = None, limit: int = 50) -> list[Report]:
+    async def list(
+        self, route: str | None = None, limit: int = 50, version: str | None = None
+    ) -> list[Report]:
         """The newest first."""
         table = await self._link.run("HGETALL", keys.REPORTS)
         reports = [decode(Report, text) for text in table.values()]
-        reports = [report for report in reports if route in (None, report.route)]
+        reports = [
+            report
+            for report in reports
+            if route in (None, report.route) and version in (None, report.version)
+        ]
         return sorted(reports, key=lambda report: report.created_at, reverse=True)[:limit]
 
 
