@@ -48,6 +48,12 @@ async def get_keys(control: ControlPlane, _: Admin) -> list[KeyView]:
     return await keys.keys(control)
 
 
+@router.patch("/keys/{key}/limits")
+async def patch_limits(control: ControlPlane, caller: Admin, key: str, body: Limits) -> KeyView:
+    """Change the limits that are named, null lifts one; every gateway keeps them within a second."""
+    return await keys.limit(control, caller, key, body.model_dump(exclude_unset=True))
+
+
 @router.delete("/keys/{key}", status_code=status.HTTP_204_NO_CONTENT)
 async def delete_key(control: ControlPlane, caller: Admin, key: str) -> None:
     """Revoke a key; every gateway refuses it within a second."""

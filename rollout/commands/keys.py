@@ -1,5 +1,6 @@
 """`sluice keys`: who may do what."""
 
+import argparse
 from dataclasses import fields
 
 from rich.table import Table
@@ -18,7 +19,7 @@ _LIMITS = {
 
 
 def add(parsers: Subparsers) -> None:
-    below = noun(parsers, "keys", "create, list and revoke API keys")
+    below = noun(parsers, "keys", "create, list, limit and revoke API keys")
     create = command(below, "create", _create, "make a key; it is shown once", reads=True)
     create.add_argument("name", help="who it is for; labels and changes carry this name")
     create.add_argument(
@@ -33,6 +34,16 @@ def add(parsers: Subparsers) -> None:
             help=f"at most {_LIMITS[limit.name].format('N')}; default: no limit",
         )
     command(below, "list", _list, "list the keys", reads=True)
+    limit = command(below, "limit", _limit, "change the limits of a key", reads=True)
+    limit.add_argument("id")
+    for each in fields(KeyLimits):
+        limit.add_argument(
+            f"--{each.name.replace('_', '-')}",
+            type=_number_or_none,
+            metavar="N",
+            default=argparse.SUPPRESS,
+            help=f"at most {_LIMITS[each.name].format('N')}; `none` lifts it",
+        )
     revoke = command(below, "revoke", _revoke, "revoke a key, everywhere within a second")
     revoke.add_argument("id")
 
@@ -48,6 +59,21 @@ def _create(session: Session) -> int:
         return 0
     session.say(made.secret)
     session.errors.print(Text(f"{made.key.id} for {made.key.name}. It is not shown again."))
+    return 0
+
+
+def _number_or_none(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
+def _limit(session: Session) -> int:
+    given = vars(session.options)
+    limits = {each.name: given[each.name] for each in fields(KeyLimits) if each.name in given}
+    if not limits:
+        session.errors.print("say which limit, as in --requests-per-minute 60")
+        return 2
+    changed = session.client.limit_key(session.options.id, limits)
+    session.show(KeyView, changed, lambda: _table([changed]))
     return 0
 
 

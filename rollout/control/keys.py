@@ -1,7 +1,8 @@
-"""API keys: made, listed, revoked."""
+"""API keys: made, listed, limited anew, revoked."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 from rollout.control.context import Control
@@ -25,8 +26,7 @@ async def create(
             f"{', '.join(sorted(SCOPES))}",
             param="scopes",
         )
-    for limit, problem in limit_problems(limits):
-        raise InvalidInputError(problem, param=f"limits.{limit}")
+    _check(limits)
     for route in routes or ():
         await control.stores.rollouts.get(route)
     secret = f"sk-sluice-{secrets.token_urlsafe(32)}"
@@ -49,6 +49,23 @@ async def keys(control: Control) -> list[KeyView]:
     return [_view(key) for key in sorted(found, key=lambda key: key.created_at)]
 
 
+async def limit(
+    control: Control, caller: ApiKey, key_id: str, limits: Mapping[str, int | None]
+) -> KeyView:
+    """Change the limits that are named; None lifts one. Raises NotFoundError."""
+    if key_id == BOOTSTRAP_ID:
+        raise RefusedError("the bootstrap key has no limits: make another key for who needs them")
+
+    def changed(key: ApiKey) -> ApiKey:
+        after = replace(key, limits=replace(key.limits, **limits))
+        _check(after.limits)
+        return after
+
+    key = await control.stores.credentials.change(key_id, changed, by=caller.name)
+    control.keyring.forget()
+    return _view(key)
+
+
 async def revoke(control: Control, caller: ApiKey, key_id: str) -> None:
     if key_id == BOOTSTRAP_ID:
         raise RefusedError(
@@ -57,6 +74,11 @@ async def revoke(control: Control, caller: ApiKey, key_id: str) -> None:
         )
     await control.stores.credentials.revoke(key_id, by=caller.name)
     control.keyring.forget()
+
+
+def _check(limits: KeyLimits) -> None:
+    for name, problem in limit_problems(limits):
+        raise InvalidInputError(problem, param=f"limits.{name}")
 
 
 def _view(key: ApiKey) -> KeyView:

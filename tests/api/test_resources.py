@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter
 from safetensors.numpy import save_file
 
 from rollout.api.app import create_app
+from rollout.errors import NotFoundError
 from rollout.runs import RunEvent
 from rollout.stores import Stores, open_stores
 from tests.api.house import ADAPTED, ADMIN, AT, REPLICA, add_key, make_resident, settings
@@ -142,6 +143,34 @@ async def test_a_key_keeps_the_limits_that_it_was_made_with(api: httpx2.AsyncCli
     assert (await api.post("/keys", json=body)).status_code == 201
     (listed,) = (await api.get("/keys")).json()
     assert listed["limits"] == {**limits, "tokens_per_minute": None, "concurrency": None}
+
+
+async def test_the_limits_of_a_key_are_changed_one_by_one(api: httpx2.AsyncClient) -> None:
+    limits = {"requests_per_minute": 60, "monthly_tokens": 1_000_000}
+    body = {"name": "shop", "scopes": ["infer"], "limits": limits}
+    made = (await api.post("/keys", json=body)).json()
+    path = f"/keys/{made['key']['id']}/limits"
+    changed = await api.patch(path, json={"requests_per_minute": None, "concurrency": 4})
+    expected = {"monthly_tokens": 1_000_000, "concurrency": 4}
+    none = {"requests_per_minute": None, "tokens_per_minute": None}
+    assert changed.json()["limits"] == {**expected, **none}
+    assert (await api.get("/keys")).json() == [changed.json()]
+    refused = await api.patch(path, json={"concurrency": 0})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "limits.concurrency")
+    assert (await api.patch("/keys/key-none/limits", json={})).status_code == 404
+    (entry, *_) = (await api.get("/audit")).json()
+    assert (entry["action"], entry["subject"]) == ("key.change", made["key"]["id"])
+
+
+async def test_a_key_that_is_revoked_meanwhile_stays_revoked(
+    api: httpx2.AsyncClient, stores: Stores
+) -> None:
+    made = (await api.post("/keys", json={"name": "shop", "scopes": ["infer"]})).json()
+    before = (await stores.credentials.list())[0]
+    await stores.credentials.revoke(before.id, by="test")
+    with pytest.raises(NotFoundError):
+        await stores.credentials.change(made["key"]["id"], lambda key: key, by="test")
+    assert await stores.credentials.list() == []
 
 
 @pytest.mark.parametrize(

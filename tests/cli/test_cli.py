@@ -267,7 +267,8 @@ def test_the_limits_of_a_key_are_shown(sluice: Sluice) -> None:
     assert "60 requests a minute, 4 at once" in sluice("keys", "list").stdout
     (listed,) = json.loads(sluice("keys", "list", "--json").stdout)
     changed = sluice("keys", "limit", listed["id"], "--concurrency", "none")
-    assert changed.stdout.strip() == f"{listed['id']}: 60 requests a minute"
+    assert "60 requests a minute" in changed.stdout
+    assert "at once" not in changed.stdout
     assert sluice("keys", "limit", listed["id"]).returncode == 2
     refused = sluice("keys", "create", "shop", "--monthly-tokens", "0")
     assert refused.returncode == 1
