@@ -22,7 +22,7 @@ SOURCES := setup.py pyproject.toml $(shell find gateway rollout trainer -name '*
 WITH_COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(COMPILED):$(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help install engine model up demo test test-compiled compiled check format bench bench-dataset bench-many-routes bench-assignments bench-calibration bench-evidence bench-rollback bench-training constraints clean
+.PHONY: help install engine model up demo test test-compiled compiled check format bench bench-dataset bench-many-routes bench-assignments bench-calibration bench-evidence bench-rollback bench-training bench-reviews bench-extraction constraints clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,12 @@ bench-assignments: install ## a million assignments: nested, sticky, independent
 
 bench-training: install ## useful tokens a second of the training beside TRL (ARGS="--device cuda --model 8b")
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.training $(ARGS)
+
+bench-reviews: install model ## what training gives on review sentences, and a second round (ARGS=--engine)
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.reviews $(ARGS)
+
+bench-extraction: install engine model ## field F1 of a base and its adapter, in a real vLLM
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.extraction $(ARGS)
 
 bench-dataset: install ## build a dataset of 100,000 made-up labels: seconds, memory, what was dropped
 	@$(BIN)/python -m benchmarks.dataset $(ARGS)

