@@ -62,11 +62,13 @@ class ShadowWorker:
         self._referee = Referee(fleet, metrics)
         self._tasks: set[asyncio.Task[None]] = set()
         self._look_for_left_at = 0.0
+        self._waits = False
 
     @property
     def busy(self) -> bool:
-        """Whether it asks for as many exchanges as it may at once."""
-        return self._asker.busy
+        """Whether it asks for as many exchanges as it may at once. While it waits for another one,
+        the slots that it keeps ready for that are free."""
+        return self._asker.busy and not self._waits
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then finish what is being asked, within `stop_seconds`."""
@@ -122,11 +124,13 @@ class ShadowWorker:
         while not self._asker.busy:
             slots.append(await self._asker.slot())
         taken: list[Taken] = []
+        self._waits = True
         try:
             taken = await self._left_by_others(len(slots)) or await self._captures.take(
                 self._consumer, len(slots), _TAKE_SECONDS
             )
         finally:
+            self._waits = False
             for slot in slots[len(taken) :]:
                 slot.release()
         return list(zip(taken, slots, strict=False))

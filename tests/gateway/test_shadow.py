@@ -338,19 +338,22 @@ async def test_of_two_shadow_processes_one_is_killed_at_work(bed: Bed, tmp_path:
     assert await bed.pairs() == PairCounts(disagree=12)
 
 
-async def test_the_role_works_on_replays_too(bed: Bed, tmp_path: Path) -> None:
-    await bed.capture(bed.exchange("r1", trial=None), bed.exchange("agree", trial=None))
+async def test_the_role_works_on_replays_while_it_waits_for_captures(
+    bed: Bed, tmp_path: Path
+) -> None:
+    exchanges = [bed.exchange(f"r{number}", trial=None) for number in range(20)]
+    await bed.capture(*exchanges, bed.exchange("agree", trial=None))
     now = datetime.now(UTC)
-    asked = Replay("replay-1", "triage", bed.candidate.number, NOW, 10, "test", now)
-    await bed.stores.replays.ask(replace(asked, asked_at=now + timedelta(seconds=1)))
+    asked = Replay("replay-1", "triage", bed.candidate.number, NOW, 50, "test", now)
     process = await start_process(bed, tmp_path)
     try:
+        await bed.settled()
+        await bed.stores.replays.ask(replace(asked, asked_at=now + timedelta(seconds=1)))
 
         async def done() -> bool:
             return (await bed.stores.replays.get("replay-1")).state == "done"
 
         await until(done, "the replay")
-        await bed.settled()
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 30) == 0
     finally:
@@ -358,7 +361,7 @@ async def test_the_role_works_on_replays_too(bed: Bed, tmp_path: Path) -> None:
             process.kill()
         await process.communicate()
     report = await bed.stores.replays.report("replay-1")
-    assert report.pairs == PairCounts(agree=1, disagree=1)
+    assert report.pairs == PairCounts(agree=1, disagree=20)
     assert await bed.pairs() == PairCounts()
 
 
