@@ -119,14 +119,14 @@ def _fields(row: SuiteRow, given: Given) -> tuple[float, float]:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict):
         for key, each in value.items():
             yield from _leaves(each, f"{path}/{key}")
     elif isinstance(value, list):
         for each in value:
             yield from _leaves(each, f"{path}/*")
     elif value is not None:
-        # A field that is null is one that is not there.
+        # A field that is null is one that is not there; so is one with nothing in it.
         yield path, json.dumps(_plain(value), sort_keys=True)
 
 

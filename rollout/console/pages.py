@@ -143,7 +143,8 @@ async def get_reports(visitor: Here) -> Response:
 @router.get("/reports/{report}")
 async def get_report(visitor: Here, report: str) -> Response:
     found = await evaluations.report(visitor.control, visitor.key, report)
-    ends = [abs(end) for each in (*found.slices, *found.beside) for end in (each.low, each.high)]
+    ends = [abs(end) for each in found.slices for end in (each.low, each.high)]
+    ends += [abs(end) for each in found.beside for end in (each.low, each.high)]
     # One scale for all differences on the page, a little wider than the widest.
     reach = min(1.0, max([0.05, *ends]) * 1.1)
     return visitor.show("report.html", report=found, reach=reach)

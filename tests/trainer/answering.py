@@ -1,0 +1,59 @@
+"""A small OpenAI-compatible server whose answers a test decides."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+Body = dict[str, Any]
+# A text, a whole message, or a status to fail with.
+Reply = str | dict[str, Any] | int
+
+
+@dataclass
+class Answering:
+    """`asked` are the bodies of all requests so far."""
+
+    reply: Callable[[Body], Reply]
+    url: str = ""
+    asked: list[Body] = field(default_factory=list)
+
+    def models(self) -> list[str]:
+        return [body["model"] for body in self.asked]
+
+    async def answer(self, request: Request) -> Response:
+        body = await request.json()
+        self.asked.append(body)
+        reply = self.reply(body)
+        if isinstance(reply, int):
+            return JSONResponse({"error": {"message": "as asked"}}, reply)
+        message = {"role": "assistant", "content": reply} if isinstance(reply, str) else reply
+        usage = {"prompt_tokens": 10, "completion_tokens": 2}
+        return JSONResponse({"choices": [{"message": message}], "usage": usage})
+
+
+@contextlib.asynccontextmanager
+async def answering(reply: Callable[[Body], Reply]) -> AsyncIterator[Answering]:
+    engine = Answering(reply)
+    app = Starlette(routes=[Route("/v1/chat/completions", engine.answer, methods=["POST"])])
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
+    task = asyncio.create_task(server.serve())
+    try:
+        while not server.started:
+            await asyncio.sleep(0.01)
+        engine.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield engine
+    finally:
+        server.should_exit = True
+        await task
+
+
+def last_question(body: Body) -> str:
+    return str(body["messages"][-1]["content"])
