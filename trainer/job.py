@@ -10,6 +10,7 @@ nobody else along.
 import fcntl
 import json
 import os
+import platform
 import shutil
 import sys
 import threading
@@ -25,7 +26,7 @@ from trainer.base import BaseModel
 from trainer.config import TrainingConfig
 from trainer.dataset import Dataset
 from trainer.dataset import load as load_dataset
-from trainer.rendering import Rendered, stop_ids, with_prompt
+from trainer.rendering import TEMPLATE_ARGUMENTS, Rendered, stop_ids, with_prompt
 
 if TYPE_CHECKING:
     from trainer.packing import Item
@@ -51,7 +52,8 @@ _LIBRARIES = ("sluice", "torch", "transformers", "peft", "tokenizers", "safetens
 class Job:
     """`folder` holds what the job reads and writes: `dataset.jsonl`, checkpoints, `bundle/`.
 
-    `config` is a checked one as a mapping. `prompt` is what the new version carries. `max_rank` is
+    `base_revision` is the one that the engine states, for the pins. `config` is a checked one as a
+    mapping. `prompt` is what the new version carries. `max_rank` is
     the largest that the engine takes, `engine_url` the replica to compare prompts with (its key is
     in the environment), `external` an `external.Command` as a mapping.
     """
@@ -62,6 +64,7 @@ class Job:
     config: Mapping[str, Any]
     prompt: Mapping[str, Any] | None = None
     max_rank: int | None = None
+    base_revision: str | None = None
     engine_url: str | None = None
     external: Mapping[str, Any] | None = None
     gpus: int = 1
@@ -110,10 +113,9 @@ def carry_out(job: Job, report: Report, should_stop: Callable[[], bool]) -> None
     else:
         model, facts = _train_here(job, run, draft, report, should_stop)
     if model is not None:
-        _write_json(
-            draft / PROBES_FILE,
-            [asdict(probe) for probe in _probes(model, run.dataset, run.renderer)],
-        )
+        probes = _probes(model, run.dataset, run.renderer)
+        _write_json(draft / PROBES_FILE, [asdict(probe) for probe in probes])
+        facts = {**facts, "rounding": _rounding(model, probes, run)}
     _write_json(draft / PINS_FILE, {**run.pins, "dtype": _short(run.dtype), **facts})
     shutil.rmtree(job.bundle, ignore_errors=True)
     draft.rename(job.bundle)
@@ -153,7 +155,7 @@ def _prepare(job: Job, report: Report) -> _Run:
     stated = (base.path / "generation_config.json").is_file()
     generation = GenerationConfig.from_pretrained(base.path) if stated else None
     renderer = Renderer(tokenizer, stop_ids(tokenizer, generation), prompt, config.max_length)
-    pins = _pins(base, dataset, config, prompt)
+    pins = _pins(job, base, dataset, config, prompt)
     run = _Run(config, base, dataset, prompt, pins, device, dtype, tokenizer, renderer)
     _compare_prompts(job, run, report)
     return run
@@ -293,22 +295,57 @@ def _train_elsewhere(
 
 
 def _pins(
-    base: BaseModel, dataset: Dataset, config: TrainingConfig, prompt: Prompt | None
+    job: Job, base: BaseModel, dataset: Dataset, config: TrainingConfig, prompt: Prompt | None
 ) -> dict[str, Any]:
     """All that decides what comes out; nothing in it differs when the same is trained again."""
     import hashlib
 
     pins: dict[str, Any] = {
         "base": base.name,
+        "base_revision": job.base_revision,
         "base_sha256": dict(base.pins()),
+        "chat_template_arguments": TEMPLATE_ARGUMENTS,
         "dataset": dataset.digest,
         "config": asdict(config),
         "config_digest": config.digest(),
         "prompt": None if prompt is None else asdict(prompt),
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+        "python": platform.python_version(),
+        "code": _code_digest(),
     }
     text = json.dumps(pins, sort_keys=True)
     return {**pins, "job": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _code_digest() -> str:
+    """Of the trainer's own sources, for a version's number is the same for a day of changes."""
+    import hashlib
+
+    total = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        total.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()
+
+
+def _rounding(model: Any, probes: Sequence[Probe], run: _Run) -> float:
+    """How far the base's log-probabilities move between float32 and bfloat16, in nats, on average
+    over the probed tokens: what an engine in the other type may differ by. The model is used up."""
+    import torch
+
+    from trainer.methods.likelihood import log_probabilities
+    from trainer.packing import Item, pack
+
+    model.to(torch.float32 if run.dtype == torch.bfloat16 else torch.bfloat16)
+    device = next(model.parameters()).device
+    differences: list[float] = []
+    for probe in probes:
+        count = len(probe.base)
+        whole = Rendered(tuple(probe.ids), len(probe.ids) - count)
+        with torch.no_grad(), model.disable_adapter():
+            moved = log_probabilities(model, pack([Item((whole,))]).to(device)).float().tolist()
+        differences += [abs(a - b) for a, b in zip(moved, probe.base, strict=True)]
+    return round(sum(differences) / max(1, len(differences)), 6)
 
 
 def _probes(model: Any, dataset: Dataset, renderer: Any) -> list[Probe]:

@@ -4,11 +4,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from rollout.artifacts import ArtifactStore
 from rollout.engines import Engine
-from rollout.errors import RefusedError
+from rollout.errors import RefusedError, UnservableError
 from rollout.runs import TrainingRun
 from rollout.serving import wait_resident
 from rollout.stores import Stores
@@ -16,8 +17,8 @@ from rollout.versions import Prompt, Version
 from trainer.job import PINS_FILE, PROBES_FILE, Probe
 from trainer.proof import Proof, prove
 
-# Rounding in bfloat16 is two hundred times coarser; over a few layers this much of it is left.
-_BFLOAT16 = 10.0
+# What can be read without running what is in it.
+_HARMLESS = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +28,21 @@ class Published:
     digest: str
     path: str
     probes: tuple[Probe, ...]
-    dtype: str
+    rounding: float = 0.0
 
-    def tolerance(self, in_float32: float) -> float:
-        return in_float32 if self.dtype == "float32" else in_float32 * _BFLOAT16
+
+def publish_bundle(artifacts: ArtifactStore, folder: Path) -> Published:
+    """Store a bundle under its digest, whole or not at all.
+
+    Raises UnservableError where a file might run code when it is loaded, as a pickle does.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in _HARMLESS:
+            raise UnservableError(
+                f"{path.name} is not published: weights have to be safetensors, and beside them only "
+                "texts are kept"
+            )
+    return open_bundle(artifacts, artifacts.publish(folder).digest)
 
 
 def open_bundle(artifacts: ArtifactStore, digest: str) -> Published:
@@ -42,7 +54,8 @@ def open_bundle(artifacts: ArtifactStore, digest: str) -> Published:
         digest=digest,
         path=str(artifacts.local_path(digest)),
         probes=tuple(Probe(**probe) for probe in probes),
-        dtype=pins["dtype"],
+        # Bundles of older releases don't say; theirs were float32, or are proved by an engine in it.
+        rounding=pins.get("rounding", 0.0),
     )
 
 
@@ -102,6 +115,6 @@ async def prove_everywhere(
     """
     found = await wait_resident(stores, version, load_seconds)
     return [
-        await prove(engine, url, version, published.probes, published.tolerance(tolerance))
+        await prove(engine, url, version, published.probes, tolerance, published.rounding)
         for url in found.on
     ]

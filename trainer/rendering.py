@@ -9,6 +9,8 @@ from rollout.errors import InvalidInputError
 from rollout.versions import Prompt
 
 Message = Mapping[str, Any]
+# What the chat template is given for a prompt, beside its messages and tools.
+TEMPLATE_ARGUMENTS: Mapping[str, Any] = {"add_generation_prompt": True}
 
 
 @dataclass(frozen=True, slots=True)

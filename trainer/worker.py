@@ -396,6 +396,7 @@ class Worker:
         own = self._own.external
         job = Job(
             base=task.base.name,
+            base_revision=task.parent.base_revision,
             base_path=str(task.base.path),
             folder=str(folder),
             config=asdict(task.config),
@@ -414,8 +415,7 @@ class Worker:
             await _note_line(hand, line)
 
         await run_job(job, on_line, engine_key=task.engine.api_key)
-        bundle = await asyncio.to_thread(self._artifacts.publish, job.bundle)
-        return publish.open_bundle(self._artifacts, bundle.digest)
+        return await asyncio.to_thread(publish.publish_bundle, self._artifacts, job.bundle)
 
     def _folder(self, run: TrainingRun) -> Path:
         return self._settings.data_path / "runs" / run.id

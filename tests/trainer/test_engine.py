@@ -6,6 +6,7 @@ import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ from trainer.worker import Worker
 
 pytestmark = [pytest.mark.anyio, pytest.mark.vllm, pytest.mark.timeout(400)]
 
-TOLERANCE = 0.02
+TOLERANCE = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,12 @@ async def _forged_versions_are_refused(house: House, run: TrainingRun) -> None:
     swapped = _forge(house, published, value=0.01)
     with pytest.raises(UnservableError, match="not the adapter that was trained"):
         await _prove(house, real, published, swapped)
+    stronger = _forge(house, published, scale=1.1)
+    with pytest.raises(UnservableError, match="not the adapter that was trained"):
+        await _prove(house, real, published, stronger)
+    unmatched = _forge(house, published, renamed=True)
+    with pytest.raises(UnservableError, match="changes nothing on the engine"):
+        await _prove(house, real, published, unmatched)
     other_base = replace(
         published, probes=tuple(replace(p, base=p.adapter) for p in published.probes)
     )
@@ -147,17 +154,30 @@ async def _prove(house: House, real: Version, published: publish.Published, fold
         await house.stores.catalog.want(version.name, 0)
 
 
-def _forge(house: House, published: publish.Published, value: float) -> Path:
-    """A bundle like the published one, but for B, which has one value everywhere."""
+def _forge(
+    house: House,
+    published: publish.Published,
+    value: float | None = None,
+    *,
+    scale: float = 1.0,
+    renamed: bool = False,
+) -> Path:
+    """A bundle like the published one, but for B: one value everywhere, or so many times as large;
+    or but for the modules, which are renamed to such as the base has none of."""
     import numpy as np
     from safetensors.numpy import load_file, save_file
 
-    folder = house.settings.data_path / f"forged-{value}"
+    def forged(key: str, each: Any) -> Any:
+        if "lora_B" not in key:
+            return each
+        return np.full_like(each, value) if value is not None else each * np.float32(scale)
+
+    folder = house.settings.data_path / f"forged-{value}-{scale}-{renamed}"
     shutil.copytree(published.path, folder)
     path = folder / "adapter_model.safetensors"
     save_file(
         {
-            key: np.full_like(each, value) if "lora_B" in key else each
+            key.replace("model.layers", "model.towers") if renamed else key: forged(key, each)
             for key, each in load_file(path).items()
         },
         path,

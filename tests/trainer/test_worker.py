@@ -239,6 +239,10 @@ async def test_what_was_trained_is_published_with_everything_that_pins_it(
     assert pins["dataset"] == published.dataset
     assert set(pins["base_sha256"]) == {"weights", "config", "tokenizer", "chat_template"}
     assert set(pins["libraries"]) >= {"torch", "transformers", "peft"}
+    assert {"base_revision", "chat_template_arguments", "config_digest", "code", "python"} <= set(
+        pins
+    )
+    assert 0 < pins["rounding"] < 1
     probes = json.loads(artifacts.read(published.adapter, "probes.json"))
     assert len(probes) == 8
     assert artifacts.document(published.dataset)
