@@ -82,8 +82,12 @@ class Sentence:
 
     @property
     def gold(self) -> str:
-        """As the engine writes what it is held to."""
-        return json.dumps({kind: list(self.names[kind]) for kind in KINDS}, ensure_ascii=False)
+        """To the letter as an engine writes what it is held to: it allows no spaces.
+
+        An adapter that has learnt them loses its way where it may not write them.
+        """
+        names = {kind: list(self.names[kind]) for kind in KINDS}
+        return json.dumps(names, ensure_ascii=False, separators=(",", ":"))
 
     @property
     def named(self) -> bool:

@@ -97,7 +97,7 @@ def test_an_adapter_beats_its_base_by_field_f1_on_a_real_engine(
 ) -> None:
     base = BaseModel.open(vllm_engine.base, tiny_model_dir)
     dataset = dataset_of([sentence(number) for number in range(40)], validation=0.0)
-    settings = {"epochs": 12, "learning_rate": 0.01, "minimum_rows": 1}
+    settings = {"epochs": 5, "learning_rate": 0.01, "minimum_rows": 1}
     adapter = tuning.train(
         base, dataset, TrainingConfig.from_mapping(settings), threads=1, cache=tmp_path
     )
