@@ -125,8 +125,13 @@ class ControlClient:
         plan: JSON | None = None,
         queue: bool = False,
         patience: float = 0.0,
+        timeout: float | None = None,
     ) -> Changed:
-        """Move a rollout. For `patience` seconds it waits for an engine to serve the candidate."""
+        """Move a rollout. For `patience` seconds it waits for an engine to serve the candidate.
+
+        `timeout` is for whoever can do it without an API that hangs.
+        """
+        options = {} if timeout is None else {"timeout": timeout}
         body = {
             "reason": reason,
             "version": version,
@@ -140,7 +145,9 @@ class ControlClient:
         until = time.monotonic() + patience
         while True:
             try:
-                return self._send(Changed, "POST", f"/routes/{route}/rollout/{verb}", body)
+                return self._send(
+                    Changed, "POST", f"/routes/{route}/rollout/{verb}", body, **options
+                )
             except EngineUnavailableError:
                 if time.monotonic() >= until:
                     raise
@@ -455,8 +462,8 @@ class ControlClient:
     def _get(self, kind: type[T], path: str, **params: object) -> T:
         return self._read(kind, self._request("GET", path, params=_params(**params)))
 
-    def _send(self, kind: type[T], method: str, path: str, body: JSON) -> T:
-        return self._read(kind, self._request(method, path, json=body))
+    def _send(self, kind: type[T], method: str, path: str, body: JSON, **options: Any) -> T:
+        return self._read(kind, self._request(method, path, json=body, **options))
 
     def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
         try:

@@ -205,6 +205,8 @@ def _because(verdicts: Sequence[Verdict]) -> str:
 
 
 def _clock(at: datetime, now: datetime) -> str:
+    if at - now < timedelta(minutes=2):
+        return f"{at:%H:%M:%S} UTC"
     return f"{at:%H:%M} UTC" if at.date() == now.date() else f"{at:%Y-%m-%d %H:%M} UTC"
 
 

@@ -23,6 +23,8 @@ from rollout.records import HistoryEntry
 from rollout.state import Event, Rollout
 
 _ROLLBACK_SECONDS = 10.0
+# A control API that takes longer hangs; where the store can be reached nobody waits for it.
+_ANSWER_SECONDS = 3.0
 _HELP: dict[Verb, str] = {
     "propose": "put a version on trial; it begins in the shadow",
     "canary": "give the candidate so many percent of the traffic",
@@ -117,6 +119,7 @@ def _roll_back(session: Session) -> int:
     options = session.options
     began = time.monotonic()
     wait: Callable[[int, float], Confirmation]
+    store_url = session.store_url()
     try:
         changed = session.client.change(
             options.route,
@@ -124,12 +127,12 @@ def _roll_back(session: Session) -> int:
             reason=session.reason(),
             revision=options.revision,
             force=options.force,
+            timeout=None if store_url is None else _ANSWER_SECONDS,
         )
         wait = session.client.wait_until_served
     except UnavailableError as exc:
         # A store or an engine that is unavailable was said by an API that answers.
-        store_url = session.store_url() if type(exc) is UnavailableError else None
-        if store_url is None:
+        if store_url is None or type(exc) is not UnavailableError:
             raise
         session.warn("the control API does not answer; rolling back by the store itself")
         # Other commands must not wait until all that speaks to the store is loaded.
@@ -213,11 +216,15 @@ def _describe(view: RolloutView) -> RenderableType:
         lines += _progress(view.standing)
     if view.queued:
         lines.append(Text(f"  queued     {', '.join(view.queued)}"))
+    if view.last is not None:
+        lines.append(Text(f"  last       {_last(view.last)}"))
     lines += [Text(f"  resident   {line}", "yellow") for line in _missing(view)]
     if trial is not None:
-        for verdict in view.verdicts:
+        # What the plan does not ask for can only end the trial.
+        asked = ("split",) if view.standing is None else ("split", *view.standing.plan.gates)
+        for verdict in sorted(view.verdicts, key=lambda verdict: verdict.gate not in asked):
             lines.append(
-                Text("  gate       ")
+                Text("  gate       " if verdict.gate in asked else "  watched    ")
                 .append(f"{verdict.gate} {verdict.outcome}".ljust(21), _COLOURS[verdict.outcome])
                 .append(f" {in_short(verdict)}")
             )
@@ -229,7 +236,8 @@ def _describe(view: RolloutView) -> RenderableType:
         said = f"{view.retraining.state}: {view.retraining.reason}"
         failing = "yellow" if view.retraining.failures else ""
         lines.append(Text(f"  retraining {said}", failing))
-    lines.append(Text(f"  cases      {view.open_cases} wait for a person\n"))
+    hint = f": sluice cases claim {rollout.route}" if view.open_cases else ""
+    lines.append(Text(f"  cases      {view.open_cases} wait for a person{hint}\n"))
     return Group(*lines)
 
 
@@ -241,12 +249,25 @@ def _progress(at: Standing) -> Iterator[Text]:
         line.append(" > " if place else "", "dim")
         name = _step_name(step.percent)
         line.append(f"[{name}]" if place == at.step else name, style)
-    units = f"{at.units} of {at.plan.steps[at.step].minimum_units} units"
-    yield line.append(f"  since {at.entered_at:%Y-%m-%d %H:%M} UTC, {units}")
+    step = at.plan.steps[at.step]
+    least = f" of {step.minimum_units:,}" if step.minimum_units else ""
+    what = "units" if step.percent else "compared pairs"
+    since = f"since {at.entered_at:%Y-%m-%d %H:%M} UTC"
+    yield line.append(f"  {since}, {at.units:,}{least} {what}")
     for wait in at.waits:
-        yield Text(f"  waiting    {wait.text}", "yellow")
+        # A gate without a forecast says below what it lacks.
+        brief = wait.kind == "gate" and wait.needed is None
+        text = wait.text.partition(":")[0] if brief else wait.text
+        yield Text(f"  waiting    {text}", "yellow")
     if not at.waits:
         yield Text(f"  next       {_step_name(at.next_percent)}, within a second", "green")
+
+
+def _last(entry: HistoryEntry) -> str:
+    event = entry.event
+    why = f": {event.reason}" if event.reason else ""
+    what = _what(event, entry.after.route)
+    return f"{what} by {event.by}, {entry.at:%Y-%m-%d %H:%M} UTC{why}"
 
 
 def _step_name(percent: float) -> str:

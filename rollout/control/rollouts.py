@@ -110,6 +110,7 @@ async def status(control: Control, route: str, catalog: Catalog | None = None) -
         standing=standing(rollout, known, catalog.routes[route].policy, control.now()),
         queued=tuple(f"{route}@{waiting.version}" for waiting in rollout.queued),
         retraining=await outlook_of(control, catalog.routes[route], rollout),
+        last=next(iter(await control.stores.rollouts.history(route, 1)), None),
     )
 
 

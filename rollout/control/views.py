@@ -36,7 +36,7 @@ class RolloutView:
     `evidence` and `verdicts` are the present trial's. `open_cases` still wait for a person.
     `placements` says of each of the three that has an adapter where it is resident, `standing` how
     far the trial has come in its plan and what it waits for. `queued` come after it. `retraining`
-    says when the route is trained by itself next, where it ever is.
+    says when the route is trained by itself next, where it ever is. `last` is the newest commit.
     """
 
     rollout: Rollout
@@ -50,6 +50,7 @@ class RolloutView:
     standing: Standing | None = None
     queued: tuple[str, ...] = ()
     retraining: Outlook | None = None
+    last: HistoryEntry | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,7 +143,7 @@ def test_nothing_is_promoted_before_every_gate_of_the_plan_has_passed() -> None:
 def test_a_pass_soaks_first() -> None:
     early = SOAKED - timedelta(seconds=1)
     assert next_event(rollout(), PASSED, AUTOMATIC, early) is None
-    assert texts(standing(rollout(), PASSED, AUTOMATIC, early)) == ["soaks until 12:10 UTC"]
+    assert texts(standing(rollout(), PASSED, AUTOMATIC, early)) == ["soaks until 12:10:00 UTC"]
     long = replace(AUTOMATIC, soak_seconds=2 * 86400.0)
     assert texts(standing(rollout(), PASSED, long, early)) == ["soaks until 2026-03-03 12:00 UTC"]
 
