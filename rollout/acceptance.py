@@ -37,6 +37,10 @@ def overall(verdicts: Sequence[Verdict]) -> Outcome:
 def because(verdicts: Sequence[Verdict]) -> str:
     """Why it came out as it did, for people: the demands that decided."""
     outcome = overall(verdicts)
+    if outcome == "pass":
+        # What passed is a long list, and stands in the report.
+        others = ", ".join(verdict.gate for verdict in verdicts[1:])
+        return verdicts[0].reason + (f"; also passed: {others}" if others else "")
     return "; ".join(verdict.reason for verdict in verdicts if verdict.outcome == outcome)
 
 
