@@ -158,9 +158,15 @@ def train(
         tokens += sum(len(each.ids) for part in parts for item in part for each in item.examples)
         loss = ranks.sum(sum(each.item() for each in part_losses))
         if not math.isfinite(loss):
+            # Before the first step nothing was learnt yet that could be at fault.
+            cure = (
+                f"choose a learning_rate below {learning_rate:g}"
+                if number
+                else "the base itself gives no number: its weights are damaged, or too large for "
+                "its type"
+            )
             raise DivergedError(
-                f"the loss is {loss} at step {number + 1} of {len(plan)}: choose a learning_rate "
-                f"below {learning_rate:g}",
+                f"the loss is {loss} at step {number + 1} of {len(plan)}: {cure}",
                 param="learning_rate",
             )
         ranks.sum_gradients(trained.values())

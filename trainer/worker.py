@@ -538,8 +538,10 @@ class Worker:
             plan=plan_of(route.policy),
         )
         try:
-            before = await self._stores.rollouts.get(hand.run.route)
-            await self._stores.rollouts.commit(before, event)
+            before = await patiently(lambda: self._stores.rollouts.get(hand.run.route))
+            # A trainer that died after the commit left the run to say so.
+            if before.trial is None or before.trial.candidate != version.number:
+                await self._stores.rollouts.commit(before, event)
         except StaleRevisionError as exc:
             reason = f"{report.reason}; not proposed: {exc.message}; propose {version.name} by hand"
             await hand.advance("refused", reason, reason=reason)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import shutil
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,22 @@ async def wait_for(stores: Stores, run: TrainingRun, *states: RunState) -> Train
 
     await until(there, seconds=120)
     return await stores.runs.get(run.id)
+
+
+def as_toml(settings: Settings) -> str:
+    """What a trainer of its own reads."""
+    own = {name: value for name, value in settings.trainer.items() if name != "models"}
+    (engine,) = settings.engines
+    return "\n".join(
+        [
+            f"data_dir = {json.dumps(str(settings.data_dir))}",
+            f"[store]\nurl = {json.dumps(settings.store_url)}",
+            "[trainer]",
+            *(f"{name} = {json.dumps(value)}" for name, value in own.items()),
+            f"models = {{ tiny = {json.dumps(settings.trainer['models']['tiny'])} }}",
+            f"[[engines]]\nname = 'main'\nurls = {json.dumps(engine.urls)}\nbase = 'tiny'\n",
+        ]
+    )
 
 
 async def wait_for_step(stores: Stores, run: TrainingRun) -> None:
@@ -115,6 +132,57 @@ async def test_a_training_process_that_dies_fails_the_run_and_publishes_nothing(
     assert ended.state == "failed"
     assert ended.reason
     assert ArtifactStore(settings.artifacts_url).bundles() == []
+
+
+async def test_a_loss_that_is_no_number_fails_the_run_and_publishes_nothing(
+    stores: Stores, redis_url: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model_dir, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"].fill_(float("nan"))
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    settings = settings_for(redis_url, broken, tmp_path)
+    run = await enqueue(stores)
+    async with working(stores, settings):
+        ended = await wait_for(stores, run, "failed", "refused")
+    assert ended.state == "failed"
+    assert "the loss is nan at step 1" in ended.reason
+    assert ArtifactStore(settings.artifacts_url).bundles() == []
+    left = [path.name for path in (settings.data_path / "runs" / run.id).iterdir()]
+    assert left == ["job.log"]
+
+
+@pytest.mark.timeout(300)
+async def test_a_trainer_that_is_killed_is_followed_by_another_with_the_same_adapter(
+    stores: Stores, settings: Settings, tmp_path: Path
+) -> None:
+    first = await enqueue(stores, epochs=8)
+    async with working(stores, settings):
+        whole = await wait_for(stores, first, "publishing")
+        await stores.runs.request_cancel(first.id)
+        await wait_for(stores, first, "cancelled")
+
+    file = tmp_path / "sluice.toml"
+    file.write_text(as_toml(settings))
+    second = await enqueue(stores, epochs=8)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "trainer.worker", "--config", str(file), start_new_session=True
+    )
+    try:
+        await wait_for_step(stores, second)
+    finally:
+        # Its job goes with it, for nobody holds its standard input any more.
+        process.kill()
+        await process.wait()
+    async with working(stores, settings):
+        again = await wait_for(stores, second, "publishing", "refused")
+        events = [event for _, event in await stores.runs.events(second.id)]
+    assert again.adapter == whole.adapter, again.reason
+    assert sum(event.message.startswith("loading") for event in events) == 2
+    assert ArtifactStore(settings.artifacts_url).bundles() == [whole.adapter]
 
 
 async def test_a_cancelled_run_stops_at_its_next_step(stores: Stores, settings: Settings) -> None:
