@@ -21,6 +21,7 @@ from trainer.suites import Suite, SuiteRow
 _TRIES: Final = 4
 _CHOICE_TOKENS: Final = 64
 _TEXT_TOKENS: Final = 512
+_MOST_TOKENS: Final = 8192
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 
 Messages = tuple[Mapping[str, Any], ...]
@@ -165,7 +166,7 @@ def decoding_of(schema: str | None, prompt: Messages = ()) -> str:
         {
             "temperature": 0,
             "seed": 0,
-            "max_tokens": [_CHOICE_TOKENS, _TEXT_TOKENS],
+            "max_tokens": [_CHOICE_TOKENS, _TEXT_TOKENS, _MOST_TOKENS],
             "schema": schema,
             "prompt": list(prompt),
         },
@@ -238,7 +239,8 @@ def _request(version: str, row: SuiteRow, prompt: Messages) -> dict[str, Any]:
         "messages": list(with_examples(row.messages, prompt)),
         "temperature": 0,
         "seed": 0,
-        "max_tokens": _TEXT_TOKENS,
+        # A right answer must not be cut: it has fewer tokens than letters.
+        "max_tokens": max(_TEXT_TOKENS, min(len(row.gold), _MOST_TOKENS)),
     }
     if row.tools:
         request["tools"] = list(row.tools)

@@ -154,7 +154,9 @@ class Evaluator:
             )
         )
         notes = await self._leaking(wish)
-        fresh = wish.fresh or rules.latency_ratio is not None
+        # Beside itself a version is asked twice, or it could not differ.
+        alike = wish.version.name == wish.parent.name
+        fresh = wish.fresh or alike or rules.latency_ratio is not None
         async with AsyncExitStack() as stack:
             for marker in markers.values():
                 stack.push_async_callback(marker.close)

@@ -263,6 +263,10 @@ def _errors(answers: Sequence[Answers]) -> tuple[RowError, ...]:
 def _notes(report: Report, about: Circumstances) -> list[str]:
     """What a reader should know before believing the numbers."""
     found: list[str] = []
+    if report.version == report.parent:
+        found.append(
+            "a version beside itself: what differs is noise, and better or worse is chance"
+        )
     if report.looks > about.rules.maximum_looks:
         fluke = chance_of_a_fluke(report.looks, about.rules.alpha)
         found.append(

@@ -237,16 +237,19 @@ async def _manifest(control: Control, caller: ApiKey, digest: str) -> SuiteManif
 
 
 async def _against(control: Control, version: Version, named: str | None) -> Version:
-    """The version to compare with: the stable one; for the stable one, the route's first."""
+    """The version to compare with: the stable one; for the stable one, the route's first.
+
+    A version may be compared with itself where somebody asks for it: what differs is noise.
+    """
     if named is not None:
-        found = await control.stores.rollouts.version(named)
-    else:
-        rollout = await control.stores.rollouts.get(version.route)
-        number = rollout.stable if rollout.stable != version.number else 1
-        found = await control.stores.rollouts.version(f"{version.route}@{number}")
+        return await control.stores.rollouts.version(named)
+    rollout = await control.stores.rollouts.get(version.route)
+    number = rollout.stable if rollout.stable != version.number else 1
+    found = await control.stores.rollouts.version(f"{version.route}@{number}")
     if found.name == version.name:
         raise InvalidInputError(
-            f"{version.name} would be compared with itself: say which version it is compared with",
+            f"{version.name} would be compared with itself: say which version it is compared with, "
+            "or say this one, to see how far it differs from itself",
             param="against",
         )
     return found

@@ -503,3 +503,12 @@ def test_the_cost_of_a_right_answer(price: Price | None, expected: float, unit: 
 
     assert cost_per_success(graded, price) == (expected, unit)
     assert cost_per_success(graded[2:], price)[0] is None
+
+
+async def test_a_version_beside_itself_is_asked_twice_and_is_no_better(house: House) -> None:
+    wish = await house.wish(make_suite(ROUTE, rows(12)))
+    report = await house.evaluator.evaluate(replace(wish, parent=wish.version), house.heard.voice())
+
+    assert house.engine.models().count(f"{ROUTE}@2") == 24
+    assert (report.outcome, report.gained, report.lost) == ("inconclusive", 0, 0)
+    assert any("beside itself" in note for note in report.notes)
