@@ -7,7 +7,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from rollout.console import session
 from rollout.console.page import Here, PageRoute, Sender, templates
-from rollout.control import evaluations, rollouts, runs, versions
+from rollout.control import advice, evaluations, rollouts, runs, versions
 from rollout.control.context import Control
 from rollout.control.views import Verb
 from rollout.errors import AuthenticationError, InvalidInputError, StoreUnavailableError
@@ -114,6 +114,12 @@ async def get_history(visitor: Here, route: str) -> Response:
     )
 
 
+@router.get("/routes/{route}/advice")
+async def get_advice(visitor: Here, route: str) -> Response:
+    visitor.need_route(route)
+    return visitor.show("advice.html", advice=await advice.advice(visitor.control, route))
+
+
 @router.get("/runs")
 async def get_runs(visitor: Here) -> Response:
     found = await runs.runs(visitor.control, visitor.key, None, 50)
@@ -132,6 +138,16 @@ async def get_run(visitor: Here, run: str) -> Response:
     return visitor.show(
         "run.html", run=found, ended=found.state in ENDED, events=events[-_RUN_EVENTS_SHOWN:]
     )
+
+
+@router.post("/runs/{run}/{verb}")
+async def post_run_verb(
+    visitor: Sender, run: str, verb: Literal["pause", "resume", "cancel"]
+) -> Response:
+    visitor.need("train")
+    change = {"pause": runs.pause, "resume": runs.resume, "cancel": runs.cancel}[verb]
+    await change(visitor.control, visitor.key, run)
+    return RedirectResponse(f"/runs/{run}", status_code=status.HTTP_303_SEE_OTHER)
 
 
 @router.get("/reports")
