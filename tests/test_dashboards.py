@@ -296,6 +296,36 @@ STORIES = [
         },
     ),
     Story(
+        "SluiceAdapterMissing",
+        {'sluice_adapters_missing{engine="main",replica="a"}': "1x400"},
+        {'sluice_adapters_missing{engine="main",replica="a"}': "1 1 0x400"},
+    ),
+    Story(
+        "SluiceEvidenceDropped",
+        {"sluice_evidence_units_dropped_total": "0+6x400"},
+        {"sluice_evidence_units_dropped_total": "6x400"},
+    ),
+    Story(
+        "SluiceRedactionDropping",
+        {'sluice_captures_dropped_total{reason="redaction"}': "0+6x400"},
+        {'sluice_captures_dropped_total{reason="full"}': "0+6x400"},
+    ),
+    Story(
+        "SluiceComparingFails",
+        {'sluice_shadow_step_failures_total{step="judge",reason="engine"}': "0+2x400"},
+        {'sluice_shadow_step_failures_total{step="judge",reason="engine"}': "0 1 2 3x400"},
+    ),
+    Story(
+        "SluiceConfigurationRefused",
+        {'sluice_config_reloads_total{instance="a",result="refused"}': "_x75 1x5"},
+        {'sluice_config_reloads_total{instance="a",result="applied"}': "0x75 1x5"},
+    ),
+    Story(
+        "SluiceDiscoveryFails",
+        {'sluice_discovery_errors_total{engine="main"}': "0+12x400"},
+        {'sluice_discovery_errors_total{engine="main"}': "0 0 3x400"},
+    ),
+    Story(
         "SluiceShadowDropping",
         {
             'sluice_shadow_dropped_total{reason="busy"}': "0+60x400",
