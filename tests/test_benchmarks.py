@@ -112,6 +112,19 @@ def test_what_cannot_be_installed_is_left_out_with_its_reason(
         install_from_pypi("some-gateway", "some-gateway==1", "some-gateway")
 
 
+def test_samples_of_compiled_functions_are_charged_to_their_files() -> None:
+    library = "(5afd__mypyc.cpython-311-x86_64-linux-gnu.so)"
+    stacks = (
+        f"serve (gateway/workers.py:52);CPyDef_upstream____Connection____wake {library};write (libc.so.6) 3\n"
+        "serve (gateway/workers.py:52);uv_run (core.c:464) 1\n"
+        "_worker (concurrent/futures/thread.py:81);lock_PyThread_acquire_lock (libpython.so) 9\n"
+    )
+    lines = [line.split() for line in text(stacks).split("\n")]
+    assert ["75.0%", "_Connection._wake", "(gateway/upstream.py)"] in lines
+    assert ["25.0%", "gateway/workers.py"] in lines
+    assert ["of", "4", "samples"] in lines
+
+
 def test_the_table_gives_the_ratio_of_cpu_time_to_each_peer() -> None:
     cells = [_cell("nginx", 40), _cell("sluice", 90), _cell("nginx", 60), _cell("sluice", 110)]
     assert ["nginx", "2.00", "(2.25)"] in [
