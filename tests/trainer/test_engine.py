@@ -5,20 +5,24 @@ import contextlib
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rollout.artifacts import ArtifactStore
+from rollout.control import retraining
 from rollout.engines import Engine
 from rollout.errors import UnservableError
+from rollout.retraining import Retrain
 from rollout.runs import TrainingRun
 from rollout.settings import Settings, check_section
 from rollout.stores import Stores
 from rollout.versions import Version
 from tests.engines import VllmServer
 from tests.trainer.samples import (
+    AT,
     ROUTE,
     sentences,
     settings_for,
@@ -34,6 +38,8 @@ from trainer.worker import Worker
 pytestmark = [pytest.mark.anyio, pytest.mark.vllm, pytest.mark.timeout(400)]
 
 TOLERANCE = 0.002
+# When all labels of the samples are there.
+AFTER = AT + timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,8 @@ async def house(
 
 
 async def ended(stores: Stores, run: TrainingRun) -> TrainingRun:
-    await stores.runs.enqueue(run)
+    if run.created_by != retraining.BY:
+        await stores.runs.enqueue(run)
 
     async def over() -> bool:
         return (await stores.runs.get(run.id)).state in ("proposed", "refused", "failed")
@@ -188,9 +195,26 @@ def _forge(
 async def test_an_adapter_that_does_not_win_is_recorded_and_not_proposed(house: House) -> None:
     stores = house.stores
     await stores.cases.put_labelled(without_meaning(sentences(150)))
-    run = await ended(stores, training_run(epochs=2))
+    run = await ended(stores, await _started_by_itself(stores))
     assert run.state == "refused"
     assert run.report is not None
     assert (await stores.reports.get(run.report)).outcome == "inconclusive"
     assert "no difference from triage@1 is shown" in run.reason
     assert (await stores.rollouts.get(ROUTE)).trial is None
+    # It learnt from these labels, so they start no other one.
+    outlook = (await retraining.outlooks(stores, await stores.catalog.load(), AFTER))[ROUTE]
+    assert (outlook.state, outlook.reason) == ("waiting", "no case was decided since the last run")
+
+
+async def _started_by_itself(stores: Stores) -> TrainingRun:
+    """What the leading controller queues for a route that asks for it."""
+    config = training_run(epochs=2).config
+    route = await stores.rollouts.route(ROUTE)
+    asking = replace(route, retrain=Retrain(new_labels=150, config=config))
+    await stores.rollouts.put_route(asking, by="test", at=AT, base="tiny")
+    catalog = await stores.catalog.load()
+    (outlook,) = (await retraining.outlooks(stores, catalog, AFTER)).values()
+    rollout = catalog.rollouts[ROUTE]
+    run = await retraining.start(stores, catalog.routes[ROUTE], rollout, outlook, AFTER)
+    assert run is not None, outlook.reason
+    return run
