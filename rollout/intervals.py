@@ -21,6 +21,7 @@ POWER: Final = 0.8
 # So many drawn numbers are held at a time.
 _BLOCK: Final = 4_000_000
 _SIGN_FLIPS: Final = 9999
+_FEW: Final = 16
 _MOST_ROWS: Final = 10_000_000
 # Of so many rows that differ the binomial is as good as normal.
 _MANY: Final = 400
@@ -215,14 +216,16 @@ def _bca(values: NDArray[Any], confidence: float, seed: str) -> tuple[float, flo
 
 
 def _resampled_means(values: NDArray[Any], seed: str) -> NDArray[Any]:
-    """Drawn by how often each different value occurs, of which there are mostly two or three."""
+    """Where few values occur, as right and wrong, drawn by how often each does; else one by one."""
     different, counts = np.unique(values, return_counts=True)
     dice, size = _dice(seed, "bootstrap"), len(values)
-    block = max(1, _BLOCK // len(different))
-    means: list[NDArray[Any]] = []
-    for start in range(0, RESAMPLES, block):
-        drawn = dice.multinomial(size, counts / size, min(block, RESAMPLES - start))
-        means.append(drawn @ different / size)
+    if len(different) <= _FEW:
+        return dice.multinomial(size, counts / size, RESAMPLES) @ different / size
+    block = max(1, _BLOCK // size)
+    means = [
+        values[dice.integers(0, size, (min(block, RESAMPLES - start), size))].mean(axis=1)
+        for start in range(0, RESAMPLES, block)
+    ]
     return np.concatenate(means)
 
 

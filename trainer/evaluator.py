@@ -138,7 +138,8 @@ class Evaluator:
     async def evaluate(self, wish: Wish, voice: Voice) -> Report:
         """Ask every way and store the report. What it can show is said before the first row."""
         rules, suite = wish.route.evaluation, wish.suite
-        stated = beforehand(suite, rules, await self._churn(suite))
+        churn = await self._churn(suite)
+        stated = await asyncio.to_thread(beforehand, suite, rules, churn)
         await voice.say(f"{suite.name}: {stated}")
         markers = self._markers(wish)
         await self._builder.note_suite(wish.route.name, suite, _now())
@@ -167,7 +168,9 @@ class Evaluator:
                 await asking.ask("parent", wish.parent),
             ]
             more, prompt, said = await self._other_ways(asking, wish)
-        report = make_report(
+        # Resampling many rows takes seconds, in which a lease has to be kept.
+        report = await asyncio.to_thread(
+            make_report,
             suite,
             [*answers, *more],
             Circumstances(
