@@ -26,12 +26,12 @@ def add(parsers: Subparsers) -> None:
         "--scope", action="append", choices=sorted(SCOPES), help="may be repeated; default: infer"
     )
     create.add_argument("--route", action="append", help="only this route; may be repeated")
-    for limit in fields(KeyLimits):
+    for each in fields(KeyLimits):
         create.add_argument(
-            f"--{limit.name.replace('_', '-')}",
+            f"--{each.name.replace('_', '-')}",
             type=int,
             metavar="N",
-            help=f"at most {_LIMITS[limit.name].format('N')}; default: no limit",
+            help=f"at most {_LIMITS[each.name].format('N')}; default: no limit",
         )
     command(below, "list", _list, "list the keys", reads=True)
     limit = command(below, "limit", _limit, "change the limits of a key", reads=True)
