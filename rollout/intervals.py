@@ -220,7 +220,8 @@ def _resampled_means(values: NDArray[Any], seed: str) -> NDArray[Any]:
     different, counts = np.unique(values, return_counts=True)
     dice, size = _dice(seed, "bootstrap"), len(values)
     if len(different) <= _FEW:
-        return dice.multinomial(size, counts / size, RESAMPLES) @ different / size
+        drawn: NDArray[Any] = dice.multinomial(size, counts / size, RESAMPLES) @ different
+        return drawn / size
     block = max(1, _BLOCK // size)
     means = [
         values[dice.integers(0, size, (min(block, RESAMPLES - start), size))].mean(axis=1)
