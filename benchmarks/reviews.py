@@ -7,33 +7,34 @@ under the best prompt that is found, and with its adapter; all are held to the t
 people label sentences on which base and adapter disagree, a second adapter learns from those too,
 and has to pass the same gate against the first one.
 
-Answers are taken in this process, by the likelihood of each class; `--engine` asks the held-out
-sentences of a real vLLM as well. Neither the 300 sentences nor what comes close to them are trained
+Answers are taken in this process, by the likelihood of each class; with `--engine` those to the 300
+sentences come from a real vLLM. Neither the 300 sentences nor what comes close to them are trained
 on, chosen by, or looked at before the end.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import tuning
-from benchmarks.tuning import Adapter, say
-from rollout.datasets import Dataset, Example
+from benchmarks.tuning import Adapter, Engine, say
+from rollout.datasets import Dataset, Example, from_rows
 from rollout.evaluation import EvaluationRules
 from rollout.evidence import Report
 from trainer import models
 from trainer.base import BaseModel
 from trainer.config import TrainingConfig
 from trainer.dataset import compile_rows
-from trainer.demo.sentences import CLASSES, Sentence, prompts, read_sentences, suite_rows
+from trainer.demo.sentences import Sentence, prompts, read_sentences, suite_rows
 from trainer.evaluate import Graded, Messages, with_examples
 from trainer.methods.likelihood import of_answers
 from trainer.packing import Item, pack
@@ -49,7 +50,7 @@ CHOOSING = 150
 FINALISTS = 4
 DECIDING = 450
 # Further sentences that base and adapter are asked in the second round.
-POOL = 1200
+POOL = 800
 GOAL = 0.77
 GOAL_P = 0.001
 # As many examples in a forward pass as a small machine bears.
@@ -109,9 +110,15 @@ class Sentences:
         held = [each for each in every if each.split == "heldout"]
         return cls(train[:labelled], train[labelled : labelled + pool], held[:heldout])
 
+    def validation(self, share: float) -> frozenset[str]:
+        """Those of the first that choose the step, in the second round too."""
+        return frozenset(
+            each.id for each in self.first[len(self.first) - round(len(self.first) * share) :]
+        )
+
 
 def dataset_of(
-    sentences: Sequence[Sentence], heldout: Sequence[Sentence], validation: float
+    sentences: Sequence[Sentence], heldout: Sequence[Sentence], validation: frozenset[str]
 ) -> Dataset:
     """By the dataset's rules: no duplicates, and nothing that is close to a held-out sentence."""
     rows = [
@@ -124,29 +131,40 @@ def dataset_of(
             inclusion=1.0,
             cluster="",
             split="train",
-            rejected=tuple(label for label in CLASSES if label != each.label),
         )
         for each in sentences
     ]
     asked = [each.messages for each in heldout]
-    return compile_rows(rows, heldout=0.0, validation=validation, suite_prompts=asked).dataset
+    compiled = compile_rows(rows, heldout=0.0, suite_prompts=asked).dataset
+    split = from_rows(
+        replace(row, split="validation" if row.case in validation else "train")
+        for row in compiled.rows
+    )
+    return replace(split, dropped=compiled.dropped)
 
 
-def best_prompt(base: Answers, first: Dataset, sentences: Sequence[Sentence]) -> Messages:
+def best_prompt(
+    base: Answers, first: Dataset, sentences: Sequence[Sentence], known: int | None = None
+) -> Messages:
     """The prompt under which the base is right most often on labelled sentences.
 
     Of those that an evaluation looks for by itself and those that the demo tries; some sentences
-    say which are the best of them, and others which of these is the best.
+    say which are the best of them, and others which of these is the best. `known` is the place of
+    one that an earlier run found.
     """
     found = candidates(ROUTE, first, None, 1)
     tried: list[Messages] = [(), *(tuple(each[1:]) for each in prompts(sentences))]
     tried += found.prompts if found is not None else ()
+    if known is not None:
+        return tried[known]
     examples = {message["content"] for prompt in tried for message in prompt}
     unused = [each for each in sentences if each.text not in examples]
     rights = _rights(base, tried, unused[:CHOOSING])
     finalists = sorted(tried, key=lambda prompt: -rights[tried.index(prompt)])[:FINALISTS]
     rights = _rights(base, finalists, unused[CHOOSING : CHOOSING + DECIDING])
-    return finalists[best(rights, finalists)]
+    chosen = finalists[best(rights, finalists)]
+    say(f"  the best one is --prompt {tried.index(chosen)}")
+    return chosen
 
 
 def _rights(base: Answers, tried: Sequence[Messages], sentences: Sequence[Sentence]) -> list[int]:
@@ -185,10 +203,10 @@ _Way = tuple[str, str, Adapter | None, Messages]
 class Bench:
     """The two rounds, one after the other."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, base: BaseModel, engine: Engine | None) -> None:
         self._threads: int = options.threads
         self._config = TrainingConfig.from_mapping(dict(options.train))
-        self._base = BaseModel.open(options.model, options.data_dir / "models" / options.model)
+        self._base = base
         self._tokenizer = models.load_tokenizer(self._base)
         self._sentences = Sentences.of(
             read_sentences(options.data_dir / "samples" / "reviews.jsonl"),
@@ -198,29 +216,30 @@ class Bench:
         )
         self._suite = make_suite(ROUTE, suite_rows(self._sentences.heldout))
         self._rules = EvaluationRules()
-        self._engine: bool = options.engine
+        self._engine = engine
+        self._answered: list[tuple[Any, tuple[list[Graded], float]]] = []
+        self._prompt: int | None = options.prompt
 
     def run(self) -> None:
         sentences = self._sentences
         print(tuning.circumstances())
-        first = dataset_of(sentences.first, sentences.heldout, self._config.validation)
+        validation = sentences.validation(self._config.validation)
+        first = dataset_of(sentences.first, sentences.heldout, validation)
         print(tuning.describe("first round", first))
-        prompt = best_prompt(self._with(None), first, sentences.first)
+        prompt = best_prompt(self._with(None), first, sentences.first, self._prompt)
         one = self._train(first)
         others: list[_Way] = [("prompt", "best prompt", None, prompt)]
         found = self._report(
             [("version", "adapter 1", one, ()), ("parent", "base", None, ()), *others]
         )
         print(tuning.table(found))
-        print("\n".join(goals(found)))
+        print("\n".join(goals(found)), flush=True)
         labelled = disagreeing(sentences.pool, *(self._asked_pool(each) for each in (None, one)))
         print(
             f"of {len(sentences.pool)} further sentences base and adapter 1 answer {len(labelled)} "
             "differently; people label those"
         )
-        second = dataset_of(
-            [*sentences.first, *labelled], sentences.heldout, self._config.validation
-        )
+        second = dataset_of([*sentences.first, *labelled], sentences.heldout, validation)
         print(tuning.describe("second round", second))
         two = self._train(second)
         others.append(("base", "base", None, ()))
@@ -229,8 +248,6 @@ class Bench:
         )
         print(tuning.table(found))
         print(f"the second round is {_FATE[found.outcome]}: {found.reason}")
-        if self._engine:
-            self._ask_engine(one, two, prompt)
         print(tuning.circumstances())
 
     def _train(self, dataset: Dataset) -> Adapter:
@@ -249,33 +266,20 @@ class Bench:
         return self._with(adapter).answer(suite)[0]
 
     def _report(self, ways: Sequence[_Way]) -> Report:
-        answered = [
-            (way, name, *self._with(adapter).answer(self._suite, prompt))
-            for way, name, adapter, prompt in ways
-        ]
+        answered = [(way, name, *self._ask(adapter, prompt)) for way, name, adapter, prompt in ways]
         return tuning.report(self._suite, answered, self._rules)
 
-    def _ask_engine(self, one: Adapter, two: Adapter, prompt: Messages) -> None:
-        """The same by a real vLLM."""
-        with tuning.engine(self._base, threads=self._threads) as engine:
-            ways = [
-                ("version", "adapter 1", engine.load(one.folder), one, ()),
-                ("parent", "base", engine.base, None, ()),
-                ("prompt", "best prompt", engine.base, None, prompt),
-                ("version", "adapter 2", engine.load(two.folder), two, ()),
-            ]
-            answered = []
-            for way, name, model, adapter, before in ways:
-                graded, seconds = engine.ask(model, self._suite, prompt=before)
-                answered.append((way, name, graded, seconds))
-                here, _ = self._with(adapter).answer(self._suite, before)
-                moved = sum(a.answer != b.answer for a, b in zip(graded, here, strict=True))
-                print(f"vLLM, {name}: {moved} of {len(graded)} answers differ from those above")
-        found = tuning.report(self._suite, answered[:3], self._rules)
-        print(tuning.table(found))
-        print("\n".join(goals(found)))
-        found = tuning.report(self._suite, [answered[3], answered[0]], self._rules)
-        print(f"the second round is {_FATE[found.outcome]}: {found.reason}")
+    def _ask(self, adapter: Adapter | None, prompt: Messages) -> tuple[list[Graded], float]:
+        """The held-out sentences, each way once."""
+        key = (None if adapter is None else adapter.folder, prompt)
+        if all(known != key for known, _ in self._answered):
+            if self._engine is None:
+                found = self._with(adapter).answer(self._suite, prompt)
+            else:
+                model = self._engine.base if adapter is None else self._engine.load(adapter.folder)
+                found = self._engine.ask(model, self._suite, prompt=prompt)
+            self._answered.append((key, found))
+        return next(found for known, found in self._answered if known == key)
 
 
 _FATE = {"pass": "an improvement", "fail": "refused", "inconclusive": "refused"}
@@ -289,11 +293,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--heldout", type=int, default=HELDOUT)
     parser.add_argument("--pool", type=int, default=POOL)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--engine", action="store_true", help="ask a real vLLM at the end")
+    parser.add_argument("--prompt", type=int, help="the best prompt, as an earlier run said it")
+    parser.add_argument("--engine", action="store_true", help="ask a real vLLM the held-out ones")
     parser.add_argument("--train", type=tuning.setting, nargs="*", default=[], metavar="KEY=VALUE")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    Bench(options).run()
+    base = BaseModel.open(options.model, options.data_dir / "models" / options.model)
+    with contextlib.ExitStack() as stack:
+        engine = None
+        if options.engine:
+            engine = stack.enter_context(tuning.engine(base, threads=options.threads))
+        Bench(options, base, engine).run()
     return 0
 
 

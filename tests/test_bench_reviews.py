@@ -69,8 +69,9 @@ def test_what_is_learnt_asked_later_and_held_out_never_meet() -> None:
 
 def test_a_sentence_that_comes_close_to_a_held_out_one_is_not_learnt() -> None:
     held = sentence(9, "The battery lasts all day and then some!", "heldout")
-    dataset = dataset_of([sentence(number) for number in range(4)], [held], validation=0.0)
+    dataset = dataset_of([sentence(number) for number in range(4)], [held], frozenset({"s2"}))
     assert [row.case for row in dataset.rows] == ["s1", "s2", "s3"]
+    assert [row.split for row in dataset.rows] == ["train", "validation", "train"]
     assert "1 that is in an evaluation suite" in tuning.describe("first", dataset)
 
 
