@@ -14,13 +14,14 @@ import platform
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rollout.errors import SluiceError
+from rollout.errors import ConflictError, SluiceError
 from rollout.versions import Prompt
 from trainer.base import BaseModel
 from trainer.config import TrainingConfig
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 PROBES_FILE = "probes.json"
 PINS_FILE = "pins.json"
 
+# A step, and then the checkpoint.
+_LOCK_SECONDS = 120.0
 STOPPED_STATUS = 3
 FAILED_STATUS = 1
 
@@ -405,8 +408,9 @@ def main(argv: Sequence[str]) -> int:
 
     # Of several processes the first speaks, and hears.
     first = int(os.environ.get("RANK", "0")) == 0
-    alone = _hold(Path(job.folder)) if first else None
+    alone: TextIO | None = None
     try:
+        alone = _hold(Path(job.folder)) if first else None
         carry_out(
             job,
             lambda line: _say(lines, line) if first else None,
@@ -428,10 +432,21 @@ def main(argv: Sequence[str]) -> int:
 
 def _hold(folder: Path) -> TextIO:
     """Wait until no other job works in the folder: one whose trainer was killed may still be saving
-    its state."""
+    its state. Raises ConflictError where that takes too long."""
     lock = (folder / "lock").open("w", encoding="utf-8")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
+    until = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise ConflictError(
+                    f"another training process still works in {folder}: end it, then start the run "
+                    "again"
+                ) from None
+            time.sleep(0.2)
+        else:
+            return lock
 
 
 def _watch_input(stopping: threading.Event) -> None:

@@ -643,7 +643,7 @@ async def serve(settings: Settings) -> None:
     registry = CollectorRegistry()
     metrics = TrainerMetrics(registry)
     sinks = open_sinks(own.sinks, settings.data_path / "tracking", metrics)
-    with _metrics_at(own, registry):
+    with metrics_at(own, registry):
         async with open_stores(settings.store_url) as stores:
             log.info("waiting for runs")
             await Worker(stores, settings, own, [metrics, *sinks]).serve(stopping)
@@ -652,7 +652,7 @@ async def serve(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def _metrics_at(own: TrainerSettings, registry: CollectorRegistry) -> Iterator[None]:
+def metrics_at(own: TrainerSettings, registry: CollectorRegistry) -> Iterator[None]:
     """Serve `/metrics` at the port of the configuration, if it has one."""
     if not own.metrics_port:
         yield

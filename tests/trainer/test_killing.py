@@ -5,6 +5,7 @@ import random
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -18,7 +19,7 @@ from rollout.artifacts import ArtifactStore
 from rollout.errors import SluiceError
 from tests.trainer.test_job import dataset
 from trainer.config import TrainingConfig
-from trainer.job import Job
+from trainer.job import Job, _hold
 
 # Each of these changes the disk, or is about to.
 _WRITING = frozenset(
@@ -172,6 +173,21 @@ def test_a_job_killed_while_it_publishes_leaves_nothing_or_all_of_it(
     assert set(ArtifactStore(killed.artifacts).bundles()) <= {whole[0]}
     assert killed.attempt(job) is not None
     assert ArtifactStore(killed.artifacts).bundles() == [whole[0]]
+
+
+def test_two_jobs_of_one_folder_take_turns(tmp_path: Path) -> None:
+    first, had = _hold(tmp_path), threading.Event()
+
+    def wait() -> None:
+        with _hold(tmp_path):
+            had.set()
+
+    second = threading.Thread(target=wait)
+    second.start()
+    assert not had.wait(0.3)
+    first.close()
+    assert had.wait(10)
+    second.join()
 
 
 def test_a_full_disk_and_a_full_memory_are_said_and_leave_no_bundle(trainer: Trainer) -> None:

@@ -1,18 +1,22 @@
 """Who is told how a run goes: Prometheus, and trackers that may break without breaking a run."""
 
+import socket
 import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import httpx2
 import pytest
 from prometheus_client import CollectorRegistry
 
 from rollout.errors import ConfigError
 from rollout.runs import RunEvent, RunState, TrainingRun
 from tests.trainer.samples import AT, training_run
+from trainer.settings import TrainerSettings
 from trainer.sinks import Trackers, TrainerMetrics, open_sinks
+from trainer.worker import metrics_at
 
 
 class Paper:
@@ -101,3 +105,21 @@ def test_metrics_show_what_is_in_hand_and_forget_what_ended() -> None:
     metrics.noted(in_state("failed"), step(4))
     assert (value("busy"), value("job_loss"), value("progress_ratio")) == (0, None, None)
     assert value("runs_ended_total", state="failed") == 1
+
+
+def test_metrics_are_served_where_the_configuration_says_and_a_taken_port_is_named() -> None:
+    registry = CollectorRegistry()
+    TrainerMetrics(registry).advanced(in_state("training"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        own = TrainerSettings(metrics_port=port)
+        with (
+            pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"),
+            metrics_at(own, registry),
+        ):
+            pass
+    with metrics_at(own, registry):
+        shown = httpx2.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    assert 'sluice_training_busy{route="triage"} 1.0' in shown
+    with metrics_at(TrainerSettings(), registry):
+        pass
