@@ -18,6 +18,7 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 # What can be said with a button; all else takes the command line or the API.
 _VERBS: frozenset[str] = frozenset({"advance", "canary", "hold", "resume", "rollback", "withdraw"})
 _RUN_EVENTS_SHOWN = 200
+_SUITES_SHOWN = 20
 
 
 @router.get("/login")
@@ -153,7 +154,8 @@ async def post_run_verb(
 @router.get("/reports")
 async def get_reports(visitor: Here) -> Response:
     found = await evaluations.reports(visitor.control, visitor.key, None, 50)
-    return visitor.show("reports.html", reports=found)
+    suites = await evaluations.standings(visitor.control, visitor.key, _SUITES_SHOWN)
+    return visitor.show("reports.html", reports=found, suites=suites)
 
 
 @router.get("/reports/{report}")

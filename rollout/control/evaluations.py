@@ -101,7 +101,17 @@ async def suites(control: Control, caller: ApiKey, route: str | None) -> list[Su
 
 async def suite(control: Control, caller: ApiKey, digest: str) -> SuiteStanding:
     """The suite with each look at it."""
-    manifest = await _manifest(control, caller, digest)
+    return await _standing(control, await _manifest(control, caller, digest))
+
+
+async def standings(control: Control, caller: ApiKey, limit: int) -> list[SuiteStanding]:
+    """The newest suites with each look at them."""
+    return [
+        await _standing(control, each) for each in (await suites(control, caller, None))[:limit]
+    ]
+
+
+async def _standing(control: Control, manifest: SuiteManifest) -> SuiteStanding:
     looks = await control.stores.suites.looks(manifest.digest)
     route = await control.stores.rollouts.route(manifest.route)
     return SuiteStanding(

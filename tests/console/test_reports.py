@@ -1,5 +1,6 @@
 """The page of a report, of this release and of an older one."""
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from rollout.evaluation import EvaluationRules
 from rollout.evidence import Report, Score
 from rollout.stores import Stores, open_stores
 from rollout.stores.codec import decode, encode
-from rollout.suites import Scorer, SuiteRow, make_suite
+from rollout.suites import Look, Scorer, SuiteRow, make_suite
 from tests.api.house import ADMIN, furnish, settings
 from trainer.evaluate import Graded
 from trainer.reporting import Answers, Circumstances, beforehand, make_report
@@ -106,6 +107,22 @@ async def test_a_report_of_an_older_release_has_a_page_too(
     assert page.status_code == 200
     assert "90.0" in page.text
     assert (await browser.get("/reports")).status_code == 200
+
+
+async def test_suites_stand_below_the_reports_with_how_often_they_judged(
+    stores: Stores, browser: httpx2.AsyncClient
+) -> None:
+    row = {"id": 1, "messages": [{"role": "user", "content": "q"}], "gold": "a"}
+    content = '{"scorers": [{"kind": "field_f1"}]}\n' + json.dumps(row)
+    headers = {"authorization": f"Bearer {ADMIN}"}
+    path = "/api/v1/suites?route=triage&vault=true"
+    digest = (await browser.post(path, content=content, headers=headers)).json()["digest"]
+    for number in range(13):
+        await stores.suites.look(Look(digest, f"triage@{number}", "r", AT))
+
+    page = (await browser.get("/reports")).text
+    for words in (digest[:12], "vault", "field f1", "13 of 12", "worn"):
+        assert words in page
 
 
 async def test_a_report_that_is_not_there_says_so(browser: httpx2.AsyncClient) -> None:
