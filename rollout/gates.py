@@ -598,9 +598,10 @@ def _tally(pairs: PairCounts) -> str:
 def _undecided(pairs: PairCounts) -> str:
     if pairs.total == 0:
         return "no pair was compared"
+    waits = "cases wait for labels" if pairs.disagree else "where they agree nobody can win"
     return (
         f"{pairs.total:,} pairs were compared ({pairs.agree:,} agree, {pairs.disagree:,} disagree, "
-        f"{pairs.failed:,} failed) and none is decided; cases wait for labels"
+        f"{pairs.failed:,} failed) and none is decided; {waits}"
     )
 
 

@@ -330,7 +330,8 @@ async def _candidate_resident(
     if ask.force and found.on and found.missing:
         return _forced(reason, f"not resident on {', '.join(found.missing)}")
     if version.adapter is not None and not found.everywhere:
-        raise EngineUnavailableError(f"{version.name} is not resident yet: {found.reason}")
+        hint = ". With force it goes on without those replicas" if found.on else ""
+        raise EngineUnavailableError(f"{version.name} is not resident yet: {found.reason}{hint}")
     return reason
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
@@ -41,14 +42,19 @@ async def on_trial(stores: Stores) -> None:
 
 
 def text(browser: webdriver.Chrome, selector: str) -> str:
-    WebDriverWait(browser, 20).until(lambda b: b.find_elements(By.CSS_SELECTOR, selector))
+    waiting(browser).until(lambda b: b.find_elements(By.CSS_SELECTOR, selector))
     return browser.find_element(By.CSS_SELECTOR, selector).text
 
 
 def press(browser: webdriver.Chrome, name: str) -> None:
     path = f"//button[normalize-space()='{name}']"
-    WebDriverWait(browser, 20).until(lambda b: b.find_elements(By.XPATH, path))
+    waiting(browser).until(lambda b: b.find_elements(By.XPATH, path))
     browser.find_element(By.XPATH, path).click()
+
+
+def waiting(browser: webdriver.Chrome) -> "WebDriverWait[webdriver.Chrome]":
+    """The page replaces its parts while they are read."""
+    return WebDriverWait(browser, 20, ignored_exceptions=(StaleElementReferenceException,))
 
 
 def test_a_person_reads_where_it_stands_and_moves_it(
@@ -68,16 +74,14 @@ def test_a_person_reads_where_it_stands_and_moves_it(
     assert "61 units, about 80 more needed" in verdict
     browser.find_element(By.ID, "reason").send_keys("enough for me")
     press(browser, "Enter 25 %")
-    WebDriverWait(browser, 20).until(
-        lambda b: text(b, ".plan [aria-current=step]").startswith("25 %")
-    )
+    waiting(browser).until(lambda b: text(b, ".plan [aria-current=step]").startswith("25 %"))
     percent = browser.find_element(By.ID, "percent")
     percent.clear()
     percent.send_keys("12.5")
     press(browser, "% of the traffic")
-    WebDriverWait(browser, 20).until(lambda b: "12.5 %" in text(b, ".flow"))
+    waiting(browser).until(lambda b: "12.5 %" in text(b, ".flow"))
     press(browser, "Withdraw triage@3")
-    WebDriverWait(browser, 20).until(lambda b: "waits for its turn" not in b.page_source)
+    waiting(browser).until(lambda b: "waits for its turn" not in b.page_source)
     history = api.with_stores(lambda stores: stores.rollouts.history("triage"))
     said = [(entry.event.kind, entry.event.by, entry.event.reason) for entry in history[:3]]
     assert said == [
@@ -100,7 +104,7 @@ def test_a_button_of_an_older_page_moves_nothing(browser: webdriver.Chrome, api:
 
     api.with_stores(move)
     press(browser, "Enter 25 %")
-    WebDriverWait(browser, 20).until(lambda b: "somebody changed it" in b.page_source)
+    waiting(browser).until(lambda b: "somebody changed it" in b.page_source)
     rollout = api.with_stores(lambda stores: stores.rollouts.get("triage"))
     assert rollout.trial is not None
     assert rollout.trial.weight == 50.0
