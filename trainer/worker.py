@@ -262,23 +262,28 @@ class Worker:
         Raises LeaseLostError where another trainer has it, and StoreUnavailableError while there is
         still time to stop before one might.
         """
-        renewed = time.monotonic()
+        pause = self._own.lease_seconds / 6
+        give_up = time.monotonic() + self._own.lease_seconds / 2
         while True:
+            asked = time.monotonic()
             try:
-                asked = time.monotonic()
-                seen = await self._stores.runs.renew(hand.run, self._own.lease_seconds)
-                renewed = asked
+                # A store that hangs must not be waited for until the lease is over.
+                async with asyncio.timeout(min(2 * pause, give_up - asked)):
+                    seen = await self._stores.runs.renew(hand.run, self._own.lease_seconds)
+                    give_up = asked + self._own.lease_seconds / 2
+                    for name in hand.wanted:
+                        await self._stores.catalog.want(name, _WANT_SECONDS)
                 if seen.cancel_requested:
                     return "cancelled"
                 if seen.pause_requested:
                     return "paused"
-                for name in hand.wanted:
-                    await self._stores.catalog.want(name, _WANT_SECONDS)
-            except StoreUnavailableError as exc:
-                log.warning("cannot renew the lease on run %s: %s", hand.run.id, exc.message)
-                if time.monotonic() - renewed > self._own.lease_seconds / 2:
-                    raise
-            await asyncio.sleep(self._own.lease_seconds / 6)
+            except (StoreUnavailableError, TimeoutError) as exc:
+                log.warning("cannot renew the lease on run %s: %s", hand.run.id, exc)
+                if time.monotonic() >= give_up:
+                    raise StoreUnavailableError(
+                        "the lease cannot be renewed, for the store does not answer"
+                    ) from exc
+            await asyncio.sleep(max(0.0, min(pause, give_up - time.monotonic())))
 
     async def _work(self, hand: RunInHand) -> None:
         """The run from its beginning; what an earlier trainer finished is not done again."""

@@ -19,6 +19,7 @@ from rollout.settings import ArtifactsSection, Settings, check_section
 from rollout.stores import Stores, open_stores
 from tests.chaos import ChaosProxy
 from tests.trainer.samples import sentences, settings_for, training_run, until
+from trainer.job import _hold
 from trainer.settings import TrainerSettings
 from trainer.worker import Worker
 
@@ -276,6 +277,30 @@ async def test_a_trainer_that_cannot_reach_the_store_stops_before_another_may_be
         stopping.set()
         await asyncio.wait_for(task, 60)
     assert steps[0] < 1000
+
+
+async def test_a_run_goes_on_by_itself_once_the_store_is_back(
+    stores: Stores, settings: Settings, redis_url: str
+) -> None:
+    run = await enqueue(stores, epochs=30)
+    own = check_section(TrainerSettings, settings.trainer, "trainer")
+    async with ChaosProxy(redis_url) as proxy, open_stores(proxy.url) as cut_off:
+        stopping = asyncio.Event()
+        task = asyncio.create_task(Worker(cut_off, settings, own).serve(stopping))
+        await wait_for_step(stores, run)
+        proxy.cut()
+        for way in (proxy.up, proxy.down):
+            way.gate.clear()
+        # Nobody works in its folder any more: it was saved and stopped.
+        (await asyncio.to_thread(_hold, settings.data_path / "runs" / run.id)).close()
+        for way in (proxy.up, proxy.down):
+            way.gate.set()
+        await wait_for(stores, run, "publishing")
+        stopping.set()
+        await asyncio.wait_for(task, 60)
+    events = [event for _, event in await stores.runs.events(run.id)]
+    assert sum(event.message.startswith("loading") for event in events) == 2
+    assert any(event.stage == "queued" for event in events), "people are told"
 
 
 async def test_a_run_whose_lease_is_lost_is_left_to_the_other_trainer(
