@@ -134,3 +134,27 @@ def test_an_empty_folder_is_not_published(local: ArtifactStore, tmp_path: Path) 
 def test_an_unknown_kind_of_store_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="cannot be opened"):
         ArtifactStore("nosuchthing://bucket/path")
+
+
+def test_a_file_is_kept_fetched_elsewhere_and_forgotten(
+    store: ArtifactStore, folder: Path, tmp_path: Path
+) -> None:
+    digest = store.put_file(folder / "weights")
+    assert store.put_file(folder / "weights") == digest
+    assert store.document(digest) == (folder / "weights").read_bytes()
+    there = tmp_path / "another" / "machine" / "weights"
+    store.fetch_file(digest, there)
+    assert there.read_bytes() == (folder / "weights").read_bytes()
+    store.forget(digest)
+    store.forget(digest)
+    with pytest.raises(NotFoundError):
+        store.fetch_file(digest, there)
+    assert [path.name for path in there.parent.iterdir()] == ["weights"], "no half of it is left"
+
+
+def test_a_damaged_file_is_not_fetched(local: ArtifactStore, folder: Path, tmp_path: Path) -> None:
+    digest = local.put_file(folder / "weights")
+    (tmp_path / "artifacts" / "documents" / digest).write_bytes(b"something else")
+    with pytest.raises(UnavailableError):
+        local.fetch_file(digest, tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()
