@@ -11,6 +11,7 @@ from rollout.control.views import CaseView, Imported, Recorded, case_view
 from rollout.credentials import ApiKey
 from rollout.errors import InvalidInputError, NotFoundError, PermissionDeniedError
 from rollout.records import CaseStats
+from rollout.stores.audit import audit_entry
 from rollout.stores.codec import decode, encode
 
 # Time enough to read a long conversation; a closed tab gives its case back after it.
@@ -124,7 +125,11 @@ async def bring_in(control: Control, caller: ApiKey, lines: bytes) -> Imported:
     for route in {row.case.route for row in rows}:
         await control.stores.rollouts.get(route)
     added = await control.stores.cases.put_labelled(rows)
-    return Imported(added=added, known=len(rows) - added)
+    imported = Imported(added=added, known=len(rows) - added)
+    of_routes = ", ".join(sorted({row.case.route for row in rows}))
+    entry = audit_entry("cases.import", of_routes, caller.name, after=imported)
+    await control.stores.audit.append(entry)
+    return imported
 
 
 async def _views(

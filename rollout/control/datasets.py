@@ -24,6 +24,7 @@ from rollout.datasets import (
 from rollout.errors import ConflictError, NotFoundError
 from rollout.formats import Format, read_rows, write_rows
 from rollout.runs import ENDED, TrainingRun
+from rollout.stores.audit import audit_entry
 
 _MAXIMUM_WAITING: Final = 10
 _POLL_SECONDS: Final = 0.2
@@ -55,6 +56,8 @@ async def build(
         kind="dataset",
     )
     await control.stores.runs.enqueue(run)
+    entry = audit_entry("dataset.build", run.id, caller.name, after=run)
+    await control.stores.audit.append(entry)
     return await _ended(control, run, wait_seconds)
 
 

@@ -9,6 +9,7 @@ from rollout.control.context import Control
 from rollout.credentials import ApiKey
 from rollout.errors import InvalidInputError, NotFoundError
 from rollout.replays import Replay, ReplayReport
+from rollout.stores.audit import audit_entry
 from rollout.versions import parse_model
 
 
@@ -42,6 +43,8 @@ async def ask(control: Control, caller: ApiKey, route: str, wanted: ReplayAsk) -
         asked_at=now,
     )
     await control.stores.replays.ask(replay)
+    entry = audit_entry("replay.ask", replay.id, caller.name, after=replay)
+    await control.stores.audit.append(entry)
     return replay
 
 
@@ -59,7 +62,12 @@ async def report(control: Control, route: str, replay_id: str) -> ReplayReport:
 
 async def cancel(control: Control, caller: ApiKey, route: str, replay_id: str) -> Replay:
     """End it; one that has ended stays as it is."""
-    await report(control, route, replay_id)
-    return await control.stores.replays.change(
+    before = (await report(control, route, replay_id)).replay
+    after = await control.stores.replays.change(
         replay_id, state="cancelled", ended_at=control.now(), reason=f"cancelled by {caller.name}"
     )
+    if after != before:
+        await control.stores.audit.append(
+            audit_entry("replay.cancel", replay_id, caller.name, before=before, after=after)
+        )
+    return after

@@ -50,7 +50,10 @@ class CredentialStore:
 
     async def revoke(self, key_id: str, *, by: str) -> None:
         """Raises NotFoundError where there is no such key."""
-        if not await self._put(key_id, b"", audit_entry("key.revoke", key_id, by)):
+        before = await self._link.run("HGET", keys.CREDENTIALS, key_id)
+        told = None if before is None else _told(decode(ApiKey, before))
+        entry = audit_entry("key.revoke", key_id, by, before=told)
+        if not await self._put(key_id, b"", entry):
             raise _unknown(key_id)
 
     async def _put(self, key_id: str, text: bytes, entry: AuditEntry, *, before: str = "") -> bool:

@@ -162,6 +162,32 @@ async def test_the_limits_of_a_key_are_changed_one_by_one(api: httpx2.AsyncClien
     assert (entry["action"], entry["subject"]) == ("key.change", made["key"]["id"])
 
 
+async def test_the_audit_tells_what_was_before_and_what_came_of_it(api: httpx2.AsyncClient) -> None:
+    async def newest() -> dict[str, Any]:
+        entry: dict[str, Any] = (await api.get("/audit")).json()[0]
+        return entry
+
+    for share in (0.2, 0.4):
+        body = {"engine": "main", "capture": share, "reason": f"{share} is enough"}
+        assert (await api.put("/routes/triage", json=body)).status_code == 200
+    entry = await newest()
+    assert (entry["action"], entry["reason"]) == ("route.put", "0.4 is enough")
+    captured = [json.loads(entry[side])["capture"] for side in ("before", "after")]
+    assert captured == [0.2, 0.4]
+    made = (await api.post("/keys", json={"name": "shop", "scopes": ["infer"]})).json()
+    await api.delete(f"/keys/{made['key']['id']}")
+    entry = await newest()
+    assert entry["action"] == "key.revoke"
+    assert json.loads(entry["before"])["name"] == "shop"
+    asked = (await api.post("/routes/triage/replays", json={"version": 2})).json()
+    entry = await newest()
+    assert (entry["action"], entry["subject"]) == ("replay.ask", asked["id"])
+    for _ in range(2):
+        await api.post(f"/routes/triage/replays/{asked['id']}/cancel")
+    actions = [each["action"] for each in (await api.get("/audit")).json()[:2]]
+    assert actions == ["replay.cancel", "replay.ask"]
+
+
 async def test_a_key_that_is_revoked_meanwhile_stays_revoked(
     api: httpx2.AsyncClient, stores: Stores
 ) -> None:
