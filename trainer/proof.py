@@ -75,6 +75,11 @@ async def prove(
     Raises UnservableError with the numbers where they don't agree, EngineUnavailableError where it
     does not answer.
     """
+    if not probes:
+        raise UnservableError(
+            f"the bundle of {version.name} holds no probes, so nothing can be proved: every held-out "
+            "row is longer than max_length; raise it"
+        )
     headers = {} if engine.api_key is None else {"authorization": f"Bearer {engine.api_key}"}
     async with httpx2.AsyncClient(
         base_url=url, headers=headers, timeout=_TIMEOUT_SECONDS
