@@ -32,7 +32,7 @@ METHODS: Mapping[MethodName, Method] = {
     "orpo": ORPO,
 }
 # The loss of fewer items than these says more about them than about the weights.
-_FEWEST_TO_CHOOSE_BY = 8
+_FEWEST_TO_CHOOSE_BY = 32
 
 
 class StoppedError(Exception):

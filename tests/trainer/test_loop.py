@@ -177,7 +177,8 @@ def overfitting(examples: list[Item]) -> dict[str, Any]:
         for each, other in pairwise(examples[:9])
     ]
     settings = config(epochs=6, batch_tokens=512, learning_rate=0.02, warmup=0.0)
-    return {"items": examples, "validation": wrong, "config": settings}
+    # Repeated until there are enough to choose by.
+    return {"items": examples, "validation": wrong * 4, "config": settings}
 
 
 def test_the_weights_of_the_lowest_validation_loss_are_kept(
@@ -198,6 +199,16 @@ def test_the_weights_of_the_lowest_validation_loss_are_kept(
     assert done.kept == best < done.steps
     assert done.validation_loss == measured[best]
     assert all(torch.equal(each, seen[best][name]) for name, each in lora(model).items())
+
+
+def test_the_last_weights_are_kept_where_there_is_too_little_to_choose_by(
+    base: BaseModel, examples: list[Item]
+) -> None:
+    run = overfitting(examples)
+    few = {**run, "validation": run["validation"][:8]}
+    model = fresh(base, run["config"])
+    done = loop.train(model, **few, on_step=lambda _: None, should_stop=lambda: False)
+    assert done.kept == done.steps
 
 
 def test_a_run_ends_early_where_nothing_gets_better(base: BaseModel, examples: list[Item]) -> None:
