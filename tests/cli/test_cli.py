@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import re
 import socket
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +118,41 @@ async def _follow(stores: Stores, stop: threading.Event) -> None:
         presence = GatewayPresence("g1", "host-a", 4711, revision=revision, started_at=AT)
         await stores.presence.report(presence)
         await asyncio.sleep(0.02)
+
+
+def test_the_command_line_loads_nothing_that_only_servers_need() -> None:
+    """Each of these takes as long as a whole command."""
+    heavy = ["redis", "numpy", "jsonschema", "fsspec", "fastapi", "torch"]
+    loaded = f"import rollout.cli, sys; print(*(set({heavy}) & set(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", loaded], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert run.stdout.strip() == ""
+
+
+def test_rollback_waits_for_no_controller_that_hangs(sluice: Sluice, api: LiveApi) -> None:
+    sluice("rollout", "propose", "triage", "2")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        back = sluice(
+            "rollout", "rollback", "triage", "--wait", "0",
+            SLUICE_URL="", SLUICE_CONTROLLER__PORT=str(silent.getsockname()[1]),
+            SLUICE_STORE__URL=api.store_url,
+        )  # fmt: skip
+    assert back.returncode == 0, back.stderr
+    assert "triage@1 takes all" in back.stdout
+    assert "by the store itself" in back.stderr
+
+
+def test_status_says_what_happened_last_and_what_the_plan_asks_for(sluice: Sluice) -> None:
+    sluice("rollout", "propose", "triage", "2", "--reason", "a shorter prompt")
+    shown = sluice("rollout", "status", "triage").stdout
+    assert re.search(r"last +proposed triage@2 by \S+, .* UTC: a shorter prompt", shown)
+    assert "0 compared pairs" in shown
+    sluice("rollout", "rollback", "triage", "--reason", "enough", "--wait", "0")
+    shown = sluice("rollout", "status", "triage").stdout
+    assert re.search(r"last +rolled back by .* UTC: enough", shown)
 
 
 def test_rollback_works_while_the_controller_is_down(sluice: Sluice, api: LiveApi) -> None:
