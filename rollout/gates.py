@@ -79,6 +79,9 @@ class RateGate:
     centre: float
 
 
+# Round numbers of pairs, for a forecast that is no more exact than they are.
+_FORECASTS: Final = (10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000)
+
 RATES: Final[Mapping[str, RateGate]] = {
     "errors": RateGate(
         counted="units",
@@ -207,6 +210,10 @@ def judge_pairs(
     Only pairs that one side won count: ties say nothing about who is better. It fails on evidence
     against "wins at least half", and passes on evidence against "wins at most half less the
     margin", once `minimum_pairs` are decided. Where both hold, it fails.
+
+    A candidate that answers as stable does has hardly any decided pairs. It passes where it surely
+    answers otherwise in fewer than `disagreement_margin` of the pairs: whoever wins those, no more
+    answers than that can have become worse. This second way to pass wrongly has a tenth of alpha.
     """
     pairs = evidence.pairs
     lowest = 0.5 - policy.margin
@@ -233,8 +240,11 @@ def judge_pairs(
         details=_disagreement(evidence, policy.alpha),
     )
     floor = _above_floor(verdict.details)
+    if verdict.outcome == "inconclusive" and _answers_alike(pairs, policy):
+        return replace(verdict, outcome="pass", reason=f"{_alike(pairs, policy)}{floor}")
     if decided == 0:
-        return replace(verdict, reason=f"nothing to judge by yet: {_undecided(pairs)}{floor}")
+        reason = f"nothing to judge by yet: {_undecided(pairs)}{_alike_forecast(pairs, policy)}"
+        return replace(verdict, reason=f"{reason}{floor}")
     bounds = f"it wins {_percent(low)} to {_percent(high)} of those that are not tied"
     said = f"{_tally(pairs)}; {bounds}, more than {_percent(lowest)} is needed; {sides.said}"
     if verdict.outcome != "inconclusive":
@@ -595,10 +605,39 @@ def _tally(pairs: PairCounts) -> str:
     )
 
 
+def _answers_alike(pairs: PairCounts, policy: Policy) -> bool:
+    return _most_otherwise(pairs, policy) < policy.disagreement_margin
+
+
+def _most_otherwise(pairs: PairCounts, policy: Policy) -> float:
+    """The upper bound on the share of pairs in which the candidate does not answer as stable."""
+    return share_bounds(pairs.total - pairs.agree, pairs.total, policy.alpha / 10.0)[1]
+
+
+def _alike_forecast(pairs: PairCounts, policy: Policy) -> str:
+    """How many more pairs show that it answers as stable does, if it goes on like this."""
+    otherwise = pairs.total - pairs.agree
+    for more in _FORECASTS:
+        share = (pairs.total + more) / pairs.total if pairs.total else 0.0
+        ahead = PairCounts(disagree=round(otherwise * share))
+        ahead = replace(ahead, agree=pairs.total + more - ahead.disagree)
+        if share and _answers_alike(ahead, policy):
+            return f"; some {more:,} more pairs like these show that it answers as stable does"
+    return ""
+
+
+def _alike(pairs: PairCounts, policy: Policy) -> str:
+    most = _percent(_most_otherwise(pairs, policy))
+    return (
+        f"it answers as stable does: {pairs.agree:,} of {pairs.total:,} pairs agree, so surely fewer "
+        f"than {most} differ, and {_percent(policy.disagreement_margin)} may; {_tally(pairs)}"
+    )
+
+
 def _undecided(pairs: PairCounts) -> str:
     if pairs.total == 0:
         return "no pair was compared"
-    waits = "cases wait for labels" if pairs.disagree else "where they agree nobody can win"
+    waits = "cases wait for labels" if pairs.disagree else "where they agree nobody wins"
     return (
         f"{pairs.total:,} pairs were compared ({pairs.agree:,} agree, {pairs.disagree:,} disagree, "
         f"{pairs.failed:,} failed) and none is decided; {waits}"

@@ -22,6 +22,8 @@ class Policy:
     margin: how far below one half the candidate's share of the decided pairs may lie and still
         be called "not worse"; in (0, 0.5).
     minimum_pairs: decided pairs before the gate on pairs may pass.
+    disagreement_margin: a candidate that surely answers otherwise than stable in fewer of the pairs
+        than this is not worse either, whoever would win those; in (0, 1).
     error_margin, slo_margin, schema_margin, feedback_margin: how much larger the candidate's share
         of units that failed, broke a limit of the SLO, broke the schema (of pairs), or were rated
         bad (of those rated) may be and still be called "not worse"; in (0, 1).
@@ -45,6 +47,7 @@ class Policy:
     alpha: float = 0.05
     margin: float = 0.1
     minimum_pairs: int = 20
+    disagreement_margin: float = 0.05
     error_margin: float = 0.05
     slo_margin: float = 0.05
     schema_margin: float = 0.05
@@ -129,6 +132,7 @@ def policy_problems(policy: Policy, servable: Sequence[str] = GATES) -> Iterator
 
 def _gate_problems(policy: Policy) -> Iterator[tuple[str, str]]:
     for name in (
+        "disagreement_margin",
         "error_margin",
         "slo_margin",
         "schema_margin",

@@ -1,6 +1,7 @@
 """Verdicts: what each count leads to, and what a person reads."""
 
 import math
+import random
 from dataclasses import replace
 from typing import Literal
 
@@ -25,7 +26,8 @@ def judge_counts(policy: Policy = POLICY, /, **counts: int) -> Verdict:
     ("counts", "outcome"),
     [
         ({}, "inconclusive"),
-        ({"agree": 500}, "inconclusive"),
+        ({"agree": 120}, "inconclusive"),
+        ({"agree": 500}, "pass"),  # nothing to decide, and nothing that could have become worse
         ({"agree": 90, "disagree": 30}, "inconclusive"),
         ({"disagree": 30, "ties": 30}, "inconclusive"),
         ({"disagree": 12, "wins": 3, "losses": 4, "ties": 5}, "inconclusive"),
@@ -53,6 +55,38 @@ def test_undecided_pairs_wait_for_labels() -> None:
     verdict = judge_counts(agree=90, disagree=30)
     assert "120 pairs were compared" in verdict.reason
     assert "labels" in verdict.reason
+
+
+def test_a_candidate_that_answers_as_stable_does_passes_without_labels() -> None:
+    assert judge_counts(agree=150).outcome == "inconclusive"
+    assert "some 20 more pairs" in judge_counts(agree=150).reason
+    verdict = judge_counts(agree=170)
+    assert verdict.outcome == "pass"
+    assert "170 of 170 pairs agree" in verdict.reason
+    assert judge_counts(agree=165, disagree=5).outcome == "inconclusive"
+
+
+def test_what_loses_fails_however_seldom_it_disagrees() -> None:
+    verdict = judge_counts(agree=5_000, disagree=20, losses=20)
+    assert verdict.outcome == "fail"
+
+
+def test_disagreeing_as_often_as_the_margin_hardly_ever_passes_for_agreeing() -> None:
+    rng = random.Random(7)
+    policy = Policy()
+    passed = 0
+    for _ in range(150):
+        disagree = 0
+        for seen in range(1, 1_001):
+            disagree += rng.random() < policy.disagreement_margin
+            if (
+                seen % 10 == 0
+                and judge_counts(agree=seen - disagree, disagree=disagree).outcome == "pass"
+            ):
+                passed += 1
+                break
+    # A tenth of alpha is 0.5 %; more than three of 150 come by chance once in a hundred times.
+    assert passed <= 3
 
 
 def test_a_fail_names_the_counts_the_number_and_the_threshold() -> None:
