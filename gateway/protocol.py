@@ -62,8 +62,12 @@ class Sink(Protocol):
         """The client went away."""
 
 
-class ClientProtocol(asyncio.Protocol):
-    """One connection of a client: requests in, answered one after the other."""
+class ClientProtocol:
+    """One connection of a client: requests in, answered one after the other.
+
+    It has all that asyncio.Protocol has, but is none, for what inherits from a class that is not
+    compiled is not laid out by the compiler.
+    """
 
     __slots__ = (
         "_active_at",
@@ -177,6 +181,9 @@ class ClientProtocol(asyncio.Protocol):
                 if isinstance(cause, SluiceError)
                 else BadHttpError(f"the request is no valid HTTP: {exc}")
             )
+
+    def eof_received(self) -> None:
+        """The client writes no more; the transport closes."""
 
     def pause_writing(self) -> None:
         if self._writable is None:

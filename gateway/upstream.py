@@ -117,8 +117,12 @@ class UpstreamPool:
         loop = self._running()
         try:
             async with asyncio.timeout(self.limits.connect_seconds):
-                _, connection = await loop.create_connection(
-                    lambda: _Connection(loop), origin.host, origin.port, ssl=origin.tls
+                connection = _Connection(loop)
+                await loop.create_connection(
+                    lambda: cast(asyncio.Protocol, connection),
+                    origin.host,
+                    origin.port,
+                    ssl=origin.tls,
                 )
         except TimeoutError as exc:
             raise UpstreamError(
@@ -337,8 +341,12 @@ class _Origin:
         return b"".join(parts)
 
 
-class _Connection(asyncio.Protocol):
-    """One connection, which carries one exchange at a time."""
+class _Connection:
+    """One connection, which carries one exchange at a time.
+
+    It has all that asyncio.Protocol has, but is none, for what inherits from a class that is not
+    compiled is not laid out by the compiler.
+    """
 
     __slots__ = (
         "_chunks",
@@ -510,6 +518,14 @@ class _Connection(asyncio.Protocol):
         if self.buffered > _HIGH_WATER:
             self.pause()
         self._wake()
+
+    def eof_received(self) -> None:
+        """The engine writes no more; the transport closes."""
+
+    def pause_writing(self) -> None:
+        """What waits to be written is one body, which is in memory anyway."""
+
+    def resume_writing(self) -> None: ...
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.has_head and not self._framed and error is None:
