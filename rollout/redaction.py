@@ -250,9 +250,7 @@ class _Run:
 
     def _is_clean(self, text: str) -> bool:
         """Whether no string in it can hold anything, for nothing is written with escapes."""
-        return not (
-            self._always_look or "\\" in text or "@" in text or _has_long_run(text)
-        )
+        return not (self._always_look or "\\" in text or "@" in text or _has_long_run(text))
 
     def string(self, text: str, depth: int = 0) -> str:
         """Redact until nothing is found any more: what stands beside a placeholder may be new."""
