@@ -350,6 +350,11 @@ STORIES = [
             'sluice_training_runs{state="queued"}': "0 1x300",
         },
     ),
+    Story(
+        "SluiceRetrainingFails",
+        {'sluice_retraining_failures{route="r"}': "3x400"},
+        {'sluice_retraining_failures{route="r"}': "2x400"},
+    ),
 ]
 
 
