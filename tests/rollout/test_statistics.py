@@ -222,7 +222,8 @@ def test_no_bet_on_not_worse_grows_on_average_under_the_hypothesis(
     weight: float, centre: float, stable: float, part: float, margin: float
 ) -> None:
     rate = stable + margin + part * (1.0 - stable - margin)
-    if 0.0 <= rate <= 1.0:
+    # Where stable's own chance and the margin exceed 1, nothing is worse by the margin.
+    if 0.0 <= rate <= 1.0 and stable + margin <= 1.0:
         means = mean_factors(lambda unit: margin_growth(unit, centre, margin), weight, rate, stable)
         assert all(mean <= 1.0 + 1e-9 for mean in means)
 
