@@ -12,13 +12,11 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 
 from rollout.credentials import KeyLimits
-from rollout.quotas import Grant, Limit, LimitReport
+from rollout.quotas import PATIENCE_SECONDS, Grant, Limit, LimitReport
 
 Reason = Literal["requests", "tokens", "concurrency", "budget"]
 HeaderList = list[tuple[bytes, bytes]]
 
-# After this long without a word from the ledger a worker refills its share by itself.
-PATIENCE_SECONDS: Final = 3.0
 _MINUTE: Final = 60.0
 _BYTES_PER_TOKEN: Final = 4
 # What an answer is taken to cost until one was seen.
@@ -221,14 +219,21 @@ class Ticket:
 
 
 class KeyQuota:
-    """The limits of one key at this worker."""
+    """The limits of one key at this worker. `count` tells it from an earlier one of the same key,
+    which had spent something else."""
 
     __slots__ = (
-        "_mean_answer", "budget", "id", "limits", "requests", "slots", "tokens",
+        "_mean_answer", "budget", "count", "id", "limits", "requests", "slots", "tokens",
     )  # fmt: skip
 
     def __init__(
-        self, key_id: str, limits: KeyLimits, budget: Budget, workers: int, now: float
+        self,
+        key_id: str,
+        limits: KeyLimits,
+        budget: Budget,
+        workers: int,
+        now: float,
+        count: int = 0,
     ) -> None:
         per_minute, tokens = limits.requests_per_minute, limits.tokens_per_minute
         self.id = key_id
@@ -237,6 +242,7 @@ class KeyQuota:
         self.tokens = None if tokens is None else Bucket(tokens, workers, now)
         self.slots = None if limits.concurrency is None else Slots(limits.concurrency, workers)
         self.budget = budget
+        self.count = count
         self._mean_answer = _UNKNOWN_ANSWER
 
     @property

@@ -58,6 +58,7 @@ class Shares:
         self._quotas: dict[str, KeyQuota] = {}
         # Kept when a quota is let go, for what this worker reports of a month is absolute.
         self._budgets: dict[str, Budget] = {}
+        self._begun = 0
         self._month: dict[str, int] | None = None
         self._period = period_of(datetime.now(UTC))
         self._hurry = asyncio.Event()
@@ -173,7 +174,9 @@ class Shares:
             used = (self._month or {}).get(key_id, 0)
             budget = self._budgets[key_id] = Budget(limits.monthly_tokens, self._period, used)
         budget.maximum = limits.monthly_tokens
-        quota = KeyQuota(key_id, limits, budget, self._workers, self._loop.time())
+        self._begun += 1
+        now = self._loop.time()
+        quota = KeyQuota(key_id, limits, budget, self._workers, now, self._begun)
         self._quotas[key_id] = quota
         return quota
 
@@ -209,4 +212,4 @@ def _error(refusal: Refusal, limits: KeyLimits) -> RateLimitedError:
 
 def _report(quota: KeyQuota, now: float) -> KeyReport:
     limits: tuple[LimitReport, ...] = tuple(quota.reports(now))
-    return KeyReport(quota.id, quota.budget.used, limits)
+    return KeyReport(quota.id, quota.budget.used, limits, quota.count)

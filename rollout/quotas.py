@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
+
+# After this long without a word from the ledger a worker refills its share by itself.
+PATIENCE_SECONDS: Final = 3.0
 
 Limit = Literal["requests", "tokens", "concurrency"]
 
@@ -27,11 +30,13 @@ class LimitReport:
 
 @dataclass(frozen=True, slots=True)
 class KeyReport:
-    """`tokens` is what this worker has counted in the month so far, absolute."""
+    """`tokens` is what this worker has counted in the month so far, absolute. `count` tells one
+    count of `LimitReport.spent` from the next, which begins at nothing."""
 
     id: str
     tokens: int
     limits: tuple[LimitReport, ...] = ()
+    count: int = 0
 
 
 @dataclass(frozen=True, slots=True)

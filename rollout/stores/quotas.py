@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from rollout.quotas import KeyGrant, KeyReport, Settlement
+from rollout.quotas import PATIENCE_SECONDS, KeyGrant, KeyReport, Settlement
 from rollout.stores import keys
 from rollout.stores.codec import decode, encode_as
 from rollout.stores.link import RedisLink
@@ -44,6 +44,7 @@ class QuotaStore:
                 int(ACTIVE_SECONDS * 1000),
                 _KEEP_MONTH_SECONDS,
                 _NAMED,
+                int(PATIENCE_SECONDS * 1000),
             ],
         )
         return Settlement(

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.quota import (
-    PATIENCE_SECONDS,
     Bucket,
     Budget,
     KeyQuota,
@@ -19,7 +18,7 @@ from gateway.quota import (
 )
 from gateway.wire import read_cap
 from rollout.credentials import KeyLimits
-from rollout.quotas import Grant
+from rollout.quotas import PATIENCE_SECONDS, Grant
 
 MONTH = "2026-01"
 

@@ -1,6 +1,7 @@
 """The ledger of limits: what workers hold together is never more than the whole."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -32,12 +33,14 @@ class Worker:
         self.acknowledged = 0.0
         self.credit = 0.0
         self.refilled = 0.0
+        self.count = 0
 
     async def settle(self, demand: float = 0.0) -> Grant:
         report = LimitReport(
             self.limit, self.maximum, self.spent, self.acknowledged, demand, self.refilled
         )
-        found = await self.stores.quotas.settle(self.name, MONTH, [KeyReport("k", 0, (report,))])
+        told = [KeyReport("k", 0, (report,), self.count)]
+        found = await self.stores.quotas.settle(self.name, MONTH, told)
         grant = found.grants["k"].limits[self.limit]
         self.acknowledged, self.credit = self.spent, grant.credit
         return grant
@@ -105,6 +108,43 @@ async def test_what_a_worker_gave_itself_is_taken_off_and_makes_no_debt(stores: 
     assert await a.spend_all() <= 1
     await b.settle(demand=10)
     assert b.credit >= 3
+
+
+async def test_after_a_time_without_the_ledger_the_first_gets_nothing_that_another_spent(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout.stores.quotas.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("rollout.stores.quotas.SILENCE_SECONDS", 0.2)
+    await alive(stores, "a", "b")
+    # A hundred a second: what refills while nobody reports is soon all of it.
+    a, b = Worker(stores, "a", 6_000), Worker(stores, "b", 6_000)
+    await a.settle(demand=10)
+    await b.settle(demand=10)
+    for _ in range(10):
+        await a.spend_all()
+        await b.spend_all()
+    began, before = time.monotonic(), a.spent + b.spent
+    await asyncio.sleep(0.6)
+    # Both have given themselves what refilled, and spent it.
+    own = 0.5 * (time.monotonic() - began - 0.1) * 100
+    a.refilled = b.refilled = own
+    for _ in range(5):
+        await a.spend_all()
+        a.refilled = 0
+    await b.spend_all()
+    assert 2 * own + a.spent + b.spent - before <= 100 * (time.monotonic() - began + 0.05)
+
+
+async def test_a_count_that_begins_anew_gives_nothing_back(stores: Stores) -> None:
+    await alive(stores, "a")
+    a = Worker(stores, "a", 60)
+    await a.settle(demand=10)
+    await a.spend_all()
+    assert a.credit <= 1
+    a.spent, a.acknowledged, a.count = 0, 0, 1
+    assert (await a.settle(demand=10)).credit <= 2
+    a.spent = 1
+    assert (await a.settle(demand=10)).credit <= 2
 
 
 async def test_a_worker_that_went_silent_loses_its_share_and_mints_no_credit(
