@@ -48,11 +48,14 @@ def _chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Ch
 
 
 @pytest.fixture
-def browser(_chromium: webdriver.Chrome, api: LiveApi) -> webdriver.Chrome:
-    """At the login page, with nobody logged in."""
+def browser(_chromium: webdriver.Chrome, api: LiveApi) -> Iterator[webdriver.Chrome]:
+    """At the login page, with nobody logged in and nothing in the browser's log."""
     _chromium.get(f"{api.url}/login")
     _chromium.delete_all_cookies()
-    return _chromium
+    yield _chromium
+    # A page that stays open would go on asking a server that is gone, into the next test's log.
+    _chromium.get("about:blank")
+    _chromium.get_log("browser")
 
 
 def log_in(browser: webdriver.Chrome, url: str, key: str, path: str = "/") -> None:

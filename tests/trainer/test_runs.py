@@ -67,10 +67,10 @@ async def test_a_distillation_learns_from_the_cases_of_its_teacher(
     run = training_run(method="distill", teacher=ROUTE, epochs=1)
     own = training_run(method="distill", teacher="large", epochs=1)
     await stores.cases.put_labelled(sentences(60))
-    await stores.runs.enqueue(own)
-    await stores.runs.enqueue(run)
     async with working(stores, settings):
+        await stores.runs.enqueue(own)
         nothing = await wait_for(stores, own, "refused")
+        await stores.runs.enqueue(run)
         learnt = await wait_for(stores, run, "publishing")
     assert "0 rows to train on" in nothing.reason
     assert learnt.adapter is not None
