@@ -201,7 +201,7 @@ async def test_announcements_begin_with_the_present_and_follow_each_change(store
     following = asyncio.ensure_future(anext(announcements))
     before = await stores.rollouts.get("triage")
     commit = await stores.rollouts.commit(before, Proposed(version=2, at=AT, by="ann"))
-    assert await asyncio.wait_for(following, 5) == commit.catalog_revision
+    assert await asyncio.wait_for(following, 60) == commit.catalog_revision
 
 
 async def test_a_revoked_key_is_gone_from_the_catalog(stores: Stores) -> None:
