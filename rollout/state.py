@@ -32,14 +32,19 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """A version that goes on trial when its turn comes, with the plan that it will follow."""
+class Candidacy:
+    """A version that somebody wants on trial, with the plan that it will follow."""
 
     version: int
     at: datetime
     by: str
     reason: str = ""
     plan: Plan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting(Candidacy):
+    """It goes on trial when its turn comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +64,14 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True)
-class Proposed:
+class Proposed(Candidacy):
     """Also the turn of one that was queued."""
 
-    version: int
-    at: datetime
-    by: str
-    reason: str = ""
-    plan: Plan | None = None
     kind: Literal["proposed"] = "proposed"
 
 
 @dataclass(frozen=True, slots=True)
-class Queued:
-    version: int
-    at: datetime
-    by: str
-    reason: str = ""
-    plan: Plan | None = None
+class Queued(Candidacy):
     kind: Literal["queued"] = "queued"
 
 

@@ -90,14 +90,7 @@ class CaseStore:
             await self._link.script(
                 "label",
                 [
-                    keys.CASES,
-                    keys.LABELS,
-                    keys.CASE_LEASES,
-                    keys.cases_open(case.route),
-                    keys.cases_leased(case.route),
-                    keys.cases_waiting(case.route),
-                    keys.cases_labelled(case.route),
-                    keys.cases_disputed(case.route),
+                    *_places(case.route),
                     keys.pairs(case.route, case.trial),
                     keys.case_tallies(case.route),
                 ],
@@ -279,14 +272,7 @@ class CaseStore:
             await self._link.script(
                 "erase_case",
                 [
-                    keys.CASES,
-                    keys.LABELS,
-                    keys.CASE_LEASES,
-                    keys.cases_open(case.route),
-                    keys.cases_leased(case.route),
-                    keys.cases_waiting(case.route),
-                    keys.cases_labelled(case.route),
-                    keys.cases_disputed(case.route),
+                    *_places(case.route),
                     keys.cases_created(case.route),
                     keys.case_tallies(case.route),
                     keys.case_prompts(case.route, case.trial),
@@ -364,6 +350,20 @@ class CaseStore:
             # One may be erased after its id was read.
             found += [decode(Case, row) for row in rows if row is not None]
         return found
+
+
+def _places(route: str) -> Sequence[str]:
+    """Where a case may stand, with its labels and its lease; `label` and `erase_case` begin so."""
+    return (
+        keys.CASES,
+        keys.LABELS,
+        keys.CASE_LEASES,
+        keys.cases_open(route),
+        keys.cases_leased(route),
+        keys.cases_waiting(route),
+        keys.cases_labelled(route),
+        keys.cases_disputed(route),
+    )
 
 
 def _tallies(case: Case, labels: Sequence[Label]) -> Iterable[str | None]:
