@@ -18,10 +18,10 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from rollout.binomial import wilson
 from rollout.evaluation import EvaluationRules
 from rollout.evidence import Report
 from rollout.intervals import detectable_difference
-from rollout.statistics import wilson
 from rollout.suites import Scorer, Suite, SuiteRow
 from trainer.evaluate import Graded
 from trainer.reporting import Answers, Beforehand, Circumstances, make_report

@@ -267,7 +267,7 @@ def _batches(rollouts: int) -> list[int]:
 def _check_against_judge(trial: Trial, last: Mapping[str, Floats], rollouts: int = 5) -> None:
     """What is simulated here in bulk is what `judge` says of the counts that would be stored."""
     for index in range(min(rollouts, trial.rollouts)):
-        for verdict in judge(trial.evidence(index), None, POLICY):
+        for verdict in judge(trial.evidence(index), POLICY):
             for side, value in verdict.values.items():
                 simulated = float(last[f"{verdict.gate} {side}"][index])
                 if not math.isclose(math.log(value), simulated, rel_tol=1e-6, abs_tol=1e-6):

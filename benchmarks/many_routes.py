@@ -31,7 +31,8 @@ from benchmarks.processes import TICKS, Cores, Processes, free_port
 from gateway.evidence import REPORTED_AT_MOST, Evidence
 from gateway.routing import index
 from rollout.assignment import unit_of
-from rollout.controller import Controller, collect_seldom
+from rollout.controller import collect_seldom
+from rollout.loops import Controller
 from rollout.metrics import ControllerMetrics
 from rollout.policy import Policy, Slo
 from rollout.routes import Route

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rollout.statistics import mcnemar_exact, wilson
+from rollout.binomial import mcnemar_exact, wilson
 
 RESAMPLES: Final = 2000
 POWER: Final = 0.8

@@ -156,19 +156,22 @@ async def wait_resident(
     Something must need it: a rollout that names it, or `stores.catalog.want`. Raises
     EngineUnavailableError with what is missing when the time is over.
     """
-    found = placement(version, ())
+
+    async def look() -> Placement:
+        return placement(version, (await stores.catalog.load()).residency.values())
+
+    # Before the time begins, so that what is missing is known whatever the time.
+    found = await look()
     try:
         async with asyncio.timeout(timeout_seconds):
-            while True:
-                residency = (await stores.catalog.load()).residency
-                found = placement(version, residency.values())
-                if found.everywhere:
-                    return found
+            while not found.everywhere:
                 await asyncio.sleep(poll_seconds)
+                found = await look()
     except TimeoutError:
         raise EngineUnavailableError(
             f"{version.name} is not resident after {timeout_seconds:g} s: {found.reason}"
         ) from None
+    return found
 
 
 class _SlowError(EngineUnavailableError):

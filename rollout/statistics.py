@@ -1,4 +1,4 @@
-"""E-values for arms and pairs, and the intervals and tests that reports quote.
+"""E-values for arms and pairs, and the intervals that hold however often one looks.
 
 An e-value measures evidence against a hypothesis H0: it is not negative, and its expectation under
 H0 is at most 1. A sequence of them that is bounded by a supermartingale under H0 is an e-process:
@@ -35,7 +35,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import NormalDist
+
+from rollout.binomial import log_beta
 
 # The bets on "worse" are on these relative risks (or odds, for pairs). Evenly in the logarithm,
 # most weight about 2, where it costs least to be right: the mean number of units until E >= 20 is
@@ -144,8 +145,8 @@ def log_evidence_split(candidate: int, stable: int, weight: float) -> float:
     """
     prior = _SPLIT_PRIOR * weight, _SPLIT_PRIOR * (1.0 - weight)
     return (
-        _log_beta(prior[0] + candidate, prior[1] + stable)
-        - _log_beta(*prior)
+        log_beta(prior[0] + candidate, prior[1] + stable)
+        - log_beta(*prior)
         - candidate * math.log(weight)
         - stable * math.log1p(-weight)
     )
@@ -160,7 +161,7 @@ def share_bounds(hits: int, total: int, alpha: float) -> tuple[float, float]:
     if total == 0:
         return 0.0, 1.0
     misses = total - hits
-    marginal = _log_beta(0.5 + hits, 0.5 + misses) - _log_beta(0.5, 0.5)
+    marginal = log_beta(0.5 + hits, 0.5 + misses) - log_beta(0.5, 0.5)
     share = hits / total
 
     def refuted(p: float) -> float:
@@ -284,36 +285,6 @@ def pairs_needed_above(wins: int, losses: int, p0: float, threshold: float) -> i
 def pairs_needed_below(wins: int, losses: int, p0: float, threshold: float) -> int | None:
     """The mirror of `pairs_needed_above`."""
     return pairs_needed_above(losses, wins, 1.0 - p0, threshold)
-
-
-def mcnemar_exact(gained: int, lost: int) -> float:
-    """McNemar's exact two-sided p-value for `gained` and `lost` discordant rows; 1 for none.
-
-    Twice the smaller tail of Binomial(gained + lost, 1/2), at most 1. Valid for one look at a
-    fixed number of rows, as in an evaluation; a rollout looks often and uses e-values.
-    """
-    fewer, more = sorted((gained, lost))
-    if fewer == more:
-        return 1.0
-    # P(X <= k) = I(1/2; n-k, k+1)
-    return min(1.0, 2.0 * math.exp(_log_betainc(0.5, float(more), fewer + 1.0)))
-
-
-def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for a share; (0, 1) where nothing was counted.
-
-    For one look at a fixed number of rows. Wilson (1927); Brown, Cai and DasGupta (2001).
-    """
-    if total == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + confidence / 2.0)
-    share = correct / total
-    scale = 1.0 + z * z / total
-    centre = (share + z * z / (2.0 * total)) / scale
-    reach = z / scale * math.sqrt(share * (1.0 - share) / total + (z / (2.0 * total)) ** 2)
-    low = 0.0 if correct == 0 else max(0.0, centre - reach)
-    high = 1.0 if correct == total else min(1.0, centre + reach)
-    return low, high
 
 
 def _coins(wins: float, losses: float, p0: float) -> Tally:
@@ -461,45 +432,3 @@ def _first(holds: Callable[[int], bool]) -> int | None:
         else:
             below = middle
     return above
-
-
-def _log_beta(a: float, b: float) -> float:
-    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-
-
-def _log_betainc(x: float, a: float, b: float) -> float:
-    """The logarithm of the regularised incomplete beta function I(x; a, b).
-
-    By its continued fraction (NIST DLMF 8.17.22), which converges fast below the mean; above it
-    by I(x; a, b) = 1 - I(1-x; b, a). In logarithms all the way, so a tail of 10^-100000 is exact.
-    """
-    if x <= 0.0:
-        return -math.inf
-    if x >= 1.0:
-        return 0.0
-    if x > (a + 1.0) / (a + b + 2.0):
-        rest = _log_betainc(1.0 - x, b, a)
-        return math.log1p(-math.exp(rest)) if rest < 0.0 else -math.inf
-    front = a * math.log(x) + b * math.log1p(-x) - math.log(a) - _log_beta(a, b)
-    return front + math.log(_fraction(x, a, b))
-
-
-def _fraction(x: float, a: float, b: float) -> float:
-    """1/(1 + d1/(1 + d2/(1 + …))) of the incomplete beta, by the modified Lentz method."""
-    tiny = 1e-300
-    c, d = 1.0, 1.0 / (1.0 - (a + b) * x / (a + 1.0) or tiny)
-    value = d
-    # It takes about sqrt(max(a, b)) rounds; the limit is for 10^10 pairs.
-    for m in range(1, 100_000):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        d = 1.0 / (1.0 + even * d or tiny)
-        c = 1.0 + even / c or tiny
-        value *= d * c
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        d = 1.0 / (1.0 + odd * d or tiny)
-        c = 1.0 + odd / c or tiny
-        step = d * c
-        value *= step
-        if abs(step - 1.0) < 1e-15:
-            break
-    return value

@@ -1,15 +1,13 @@
 """What the labels of a route say together: how far people agree, and how often a version wins."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from rollout.binomial import wilson_of_share
 from rollout.cases import Case, Label, stratum_of, value_of
 from rollout.exchanges import Outcome
 
-# The normal quantile of a two-sided interval at 95 %.
-_Z = 1.959963984540054
 _OFFERED, _DECIDED, _AGREEMENT = "offered", "decided", "agreement"
 _OUTCOMES: Mapping[Outcome, str] = {"win": "wins", "loss": "losses", "tie": "ties"}
 
@@ -83,7 +81,7 @@ def win_rate(strata: Iterable[Stratum]) -> WinRate | None:
     ]
     rate = min(1.0, shares[0] + shares[2] / 2)
     decided = sum(each.decided for each in labelled)
-    low, high = _wilson(rate, _effective_size(rate, weights, labelled, total))
+    low, high = wilson_of_share(rate, _effective_size(rate, weights, labelled, total))
     return WinRate(
         rate=rate,
         low=low,
@@ -217,10 +215,3 @@ def _effective_size(
     )
     spread = rate * (1 - rate)
     return min(kish, spread / linearised) if spread and linearised else kish
-
-
-def _wilson(rate: float, size: float) -> tuple[float, float]:
-    square = _Z**2
-    middle = (rate + square / (2 * size)) / (1 + square / size)
-    half = _Z * math.sqrt(rate * (1 - rate) / size + square / (4 * size**2)) / (1 + square / size)
-    return max(0.0, middle - half), min(1.0, middle + half)

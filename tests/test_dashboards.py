@@ -509,7 +509,7 @@ def controller_registry() -> CollectorRegistry:
         Seen(
             at=NOW,
             catalog=catalog(),
-            verdicts={ROUTE: judge(evidence, None, Policy())},
+            verdicts={ROUTE: judge(evidence, Policy())},
             evidence={ROUTE: evidence},
             cases={ROUTE: CaseCounts({"open": 1, "leased": 0, "labelled": 0}, oldest_at=NOW)},
             progress={

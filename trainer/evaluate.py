@@ -10,9 +10,9 @@ from typing import Any, Final, Protocol
 
 import httpx2
 
+from rollout.binomial import wilson
 from rollout.errors import AuthenticationError, EngineUnavailableError, NotFoundError
 from rollout.evidence import Score
-from rollout.statistics import wilson
 from rollout.suites import Scorer
 from trainer.graders import Given, Mark, mark, names
 from trainer.sandbox import PythonGrader

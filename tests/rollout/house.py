@@ -11,10 +11,10 @@ from typing import Any
 import httpx2
 from prometheus_client import CollectorRegistry
 
-from rollout.controller import Controller
 from rollout.discovery import Discovery
 from rollout.engines import Residency
 from rollout.exchanges import Answer, Comparison, Exchange
+from rollout.loops import Controller
 from rollout.metrics import ControllerMetrics
 from rollout.serving import Waits
 from rollout.settings import Settings
@@ -25,6 +25,8 @@ from tests.stub_engine import StubEngine, at
 
 # Before any clock of a test: a trial begun then has soaked.
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
+# The store's clock goes on while a test's stands still: no test takes so long.
+LEASE_SECONDS = 300.0
 POLICY = {
     "automatic": True,
     "steps": [10.0],
@@ -79,10 +81,12 @@ class House:
         **policy: Any,
     ) -> Controller:
         clock = clock or Clock()
+        settings = self.settings(**policy)
+        section = settings.controller.model_copy(update={"lease_seconds": LEASE_SECONDS})
         return Controller(
             self.stores,
             self.client,
-            self.settings(**policy),
+            settings.model_copy(update={"controller": section}),
             metrics or ControllerMetrics(CollectorRegistry()),
             bootstrap="sk-boot",
             waits=Waits(drain=0.0, notice=0.0),
@@ -166,7 +170,7 @@ async def running(*controllers: Controller) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def until(holds: Callable[[], Awaitable[bool]], what: str, limit: float = 20.0) -> None:
+async def until(holds: Callable[[], Awaitable[bool]], what: str, limit: float = 60.0) -> None:
     try:
         async with asyncio.timeout(limit):
             while not await holds():

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.acceptance import accept, because, overall
+from rollout.binomial import mcnemar_exact
 from rollout.evaluation import EvaluationRules, evaluation_problems
 from rollout.evidence import Report, Score, Slice, Verdict
 from rollout.intervals import difference_interval
-from rollout.statistics import mcnemar_exact
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 RULES = EvaluationRules()

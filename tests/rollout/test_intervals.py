@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from rollout.binomial import mcnemar_exact
 from rollout.intervals import (
     chance_of_a_fluke,
     detectable_difference,
@@ -18,7 +19,6 @@ from rollout.intervals import (
     rows_to_be_better,
     rows_to_be_not_worse,
 )
-from rollout.statistics import mcnemar_exact
 
 marks = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=60)
 

@@ -11,8 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.routing import View, index
-from rollout.controller import Controller
 from rollout.engines import placement
+from rollout.loops import Controller
 from rollout.metrics import ControllerMetrics
 from rollout.serving import Replica, Waits
 from rollout.settings import Settings

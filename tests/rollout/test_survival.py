@@ -21,8 +21,8 @@ import redis
 from prometheus_client import CollectorRegistry
 
 from gateway.routing import index
-from rollout.controller import Controller
 from rollout.engines import Engine
+from rollout.loops import Controller
 from rollout.metrics import ControllerMetrics
 from rollout.serving import Replica, Waits
 from rollout.state import RolledBack
@@ -344,7 +344,7 @@ async def test_a_killed_process_is_followed_by_another(
         if where is not None:
             await house.engine.wait_for_requests(1, where=where, limit=60)
         else:
-            await until(lambda: _on_canary(house), "the canary", limit=60)
+            await until(lambda: _on_canary(house), "the canary")
         assert process.returncode is None
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -360,7 +360,7 @@ async def test_a_killed_process_is_followed_by_another(
         waits=WAITS,
     )
     async with running(controller):
-        await until(lambda: _promoted(house), "the promotion", limit=60)
+        await until(lambda: _promoted(house), "the promotion")
     await check(house)
     await observe(house, "the end")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-import rollout.controller
+import rollout.loops
 from rollout.routes import Route
 from rollout.state import Proposed
 from rollout.stores import open_stores
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 async def test_every_trial_is_judged_within_as_many_ticks_as_there_are_turns(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollout.controller, "_JUDGED_IN_A_TICK", 2)
+    monkeypatch.setattr(rollout.loops, "_JUDGED_IN_A_TICK", 2)
     async with (
         open_stores(redis_url) as stores,
         StubEngine(base="base") as engine,
