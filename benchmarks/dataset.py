@@ -26,7 +26,7 @@ from rollout.cases import Case, Choice, Label, LabelledCase
 from rollout.exchanges import Answer
 from rollout.redaction import Redactor
 from rollout.stores.codec import decode, encode
-from trainer.dataset import compile_dataset
+from trainer.dataset import Manner, compile_dataset
 
 _GOAL_SECONDS = 120.0
 _GOAL_BYTES = 2 * 10**9
@@ -122,7 +122,8 @@ def build(path: Path) -> None:
     with path.open("rb") as file:
         labelled = [decode(LabelledCase, line) for line in file]
     read = time.perf_counter()
-    dataset = compile_dataset(labelled, heldout=0.2, validation=0.05, redact=redactor.value).dataset
+    manner = Manner(redactor.value)
+    dataset = compile_dataset(labelled, heldout=0.2, validation=0.05, manner=manner).dataset
     done = time.perf_counter()
     report = {
         "read_seconds": read - began,

@@ -30,7 +30,7 @@ from rollout.evaluation import EvaluationRules
 from rollout.suites import Scorer
 from trainer.base import BaseModel
 from trainer.config import TrainingConfig
-from trainer.dataset import compile_rows
+from trainer.dataset import Manner, compile_rows
 from trainer.evaluate import Graded, Messages
 from trainer.prepare import Source, download
 from trainer.prompting import best, candidates
@@ -82,12 +82,7 @@ class Sentence:
 
     @property
     def gold(self) -> str:
-        """To the letter as an engine writes what it is held to: it allows no spaces.
-
-        An adapter that has learnt them loses its way where it may not write them.
-        """
-        names = {kind: list(self.names[kind]) for kind in KINDS}
-        return json.dumps(names, ensure_ascii=False, separators=(",", ":"))
+        return json.dumps({kind: list(self.names[kind]) for kind in KINDS}, ensure_ascii=False)
 
     @property
     def named(self) -> bool:
@@ -163,7 +158,8 @@ def dataset_of(sentences: Iterable[Sentence], validation: float) -> Dataset:
         )
         for each in sentences
     ]
-    return compile_rows(rows, heldout=HELDOUT, validation=validation).dataset
+    manner = Manner(compact_json=True)
+    return compile_rows(rows, heldout=HELDOUT, validation=validation, manner=manner).dataset
 
 
 def fields_of(suite: Suite, graded: Sequence[Graded]) -> Fields:

@@ -123,18 +123,23 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Contradiction:
-    """Cases with the same input and different gold. Without a majority none of them is used."""
+    """Cases with the same input and different gold. Without a majority none of them is used.
+
+    `calls` are the tool calls that go with each of the `golds`; none where no answer has any.
+    """
 
     cases: tuple[str, ...]
     golds: tuple[str, ...]
     settled: str | None
+    calls: tuple[tuple[Mapping[str, Any], ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """Immutable: `digest` is the sha256 of `content`, which holds all rows as canonical JSONL.
 
-    `rows` have a right answer; `unanswered` have none, and teach only what not to say.
+    `rows` have a right answer; `unanswered` have none, and teach only what not to say. `compacted`
+    counts the JSON answers that lost white space on their way into it.
     """
 
     digest: str
@@ -144,6 +149,7 @@ class Dataset:
     dropped: tuple[Dropped, ...] = ()
     contradictions: tuple[Contradiction, ...] = ()
     redacted: Mapping[str, int] = field(default_factory=dict)
+    compacted: int = 0
 
     def split(self, name: Split) -> list[Example]:
         return [row for row in self.rows if row.split == name]
@@ -231,8 +237,9 @@ class Manifest:
 
     `source` is `labels`, or the name of the file that was brought in. `dropped` and `answers` are
     counts; `ledger` names the document that lists each dropped case with its reason, and each
-    contradiction; `asked_again` of those became cases. `labels` counts what it was made from. `suites` are the evaluation suites that
-    it was checked against.
+    contradiction; `asked_again` of those became cases. `labels` counts what it was made from,
+    `compacted` the JSON answers that lost white space. `suites` are the evaluation suites that it
+    was checked against.
     """
 
     digest: str
@@ -256,6 +263,7 @@ class Manifest:
     redacted: Mapping[str, int] = field(default_factory=dict)
     suites: tuple[str, ...] = ()
     ledger: str | None = None
+    compacted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

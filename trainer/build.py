@@ -25,7 +25,15 @@ from rollout.runs import TrainingRun
 from rollout.settings import Settings, check_section
 from rollout.stores import Stores
 from trainer.config import TrainingConfig
-from trainer.dataset import Compiled, Places, cases_for, compile_dataset, compile_rows, leaks
+from trainer.dataset import (
+    Compiled,
+    Manner,
+    Places,
+    cases_for,
+    compile_dataset,
+    compile_rows,
+    leaks,
+)
 from trainer.suites import Suite
 
 Note = Callable[[str], Awaitable[None]]
@@ -95,7 +103,9 @@ class Builder:
         if recipe.source is None:
             labelled = await self._stores.cases.labelled(recipe.teacher or run.route)
             await note(f"{len(labelled):,} labelled cases: looking for repeats among them")
-        compiled = await asyncio.to_thread(self._compile, recipe, labelled, prompts, places)
+        held = (await self._stores.rollouts.route(run.route)).schema is not None
+        manner = Manner(redact=self._redactor.value, compact_json=held)
+        compiled = await asyncio.to_thread(self._compile, recipe, labelled, prompts, manner, places)
         dataset = compiled.dataset
         ledger = ledger_lines(dataset.dropped, dataset.contradictions)
         ledger_digest = await asyncio.to_thread(self._artifacts.put_document, ledger)
@@ -152,6 +162,7 @@ class Builder:
         recipe: Recipe,
         labelled: Sequence[LabelledCase],
         prompts: Sequence[Sequence[Message]],
+        manner: Manner,
         places: Places,
     ) -> Compiled:
         if recipe.source is None:
@@ -160,7 +171,7 @@ class Builder:
                 heldout=recipe.heldout,
                 validation=recipe.validation,
                 suite_prompts=prompts,
-                redact=self._redactor.value,
+                manner=manner,
                 places=places,
             )
         rows = load(self._artifacts.document(recipe.source))
@@ -169,7 +180,7 @@ class Builder:
             heldout=recipe.heldout,
             validation=recipe.validation,
             suite_prompts=prompts,
-            redact=self._redactor.value,
+            manner=manner,
             places=places,
         )
 
@@ -229,6 +240,7 @@ def _manifest(
         redacted=dict(dataset.redacted),
         suites=suites,
         ledger=ledger,
+        compacted=dataset.compacted,
     )
 
 

@@ -166,6 +166,7 @@ def _details(row: Manifest) -> Table:
         else ""
     )
     values["redacted"] = _counts(row.redacted)
+    values["white space"] = f"taken out of {row.compacted:,} JSON answers" if row.compacted else ""
     values["checked against"] = ", ".join(row.suites)
     for reason, count in sorted(row.dropped.items(), key=lambda each: -each[1]):
         values[f"left out: {reason}"] = f"{count:,}"

@@ -149,6 +149,23 @@ async def test_addresses_are_taken_out_of_corrections_too(stores: Stores, builde
     assert manifest.redacted == {"email": 1}
 
 
+async def test_json_answers_of_a_route_with_a_schema_are_learnt_without_white_space(
+    stores: Stores, builder: Builder, artifacts: ArtifactStore
+) -> None:
+    await stores.cases.put_labelled([labelled(1, "which queue is it?", '{"queue": "billing"}')])
+    before, manifest = await builder.build(dataset_run(), RECIPE, None, note, AT)
+    assert (before.rows[0].gold, manifest.compacted) == ('{"queue": "billing"}', 0)
+
+    route = await stores.rollouts.route(ROUTE)
+    await stores.rollouts.put_route(
+        replace(route, schema='{"type": "object"}'), by="test", at=AT, base="tiny"
+    )
+    after, manifest = await builder.build(dataset_run(), RECIPE, None, note, AT)
+    assert (after.rows[0].gold, manifest.compacted) == ('{"queue":"billing"}', 1)
+    # What was built before is as it was.
+    assert load(artifacts.document(before.digest)).rows == before.rows
+
+
 async def test_a_trainer_builds_a_dataset_on_request(stores: Stores, settings: Settings) -> None:
     await stores.cases.put_labelled(sentences(20))
     run = dataset_run(heldout=0.5)

@@ -8,11 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout.cases import Choice, LabelledCase
+from rollout.cases import Case, Choice, LabelledCase
 from rollout.datasets import difference
 from rollout.errors import InvalidInputError
 from tests.trainer.samples import AT, labelled, sentences
-from trainer.dataset import NOWHERE, Dataset, cases_for, compile_dataset, load, split_of
+from trainer.dataset import (
+    AS_GIVEN,
+    NOWHERE,
+    Dataset,
+    Manner,
+    cases_for,
+    compile_dataset,
+    load,
+    split_of,
+)
+from trainer.dataset.answers import answer_key, compact
 from trainer.dataset.near import is_near, near_pairs
 
 
@@ -295,6 +305,93 @@ def test_json_that_says_the_same_is_no_contradiction() -> None:
     assert len(dataset.rows) == 1
 
 
+COMPACT = Manner(compact_json=True)
+
+
+def test_answers_that_are_held_to_a_schema_are_learnt_as_an_engine_may_write_them() -> None:
+    row = labelled(1, "which queue?", '{"queue": "billing  desk", "cost": 1.50}')
+    row = replace(row, case=replace(row.case, candidate=replace(row.case.candidate, text="[ 1 ]")))
+    dataset = compile_dataset([row], heldout=0, manner=COMPACT).dataset
+    (pair,) = dataset.preferences("train")
+    assert (pair.chosen, pair.rejected) == ('{"queue":"billing  desk","cost":1.50}', "[1]")
+    assert {each.answer for each in dataset.unpaired("train")} == {pair.chosen, pair.rejected}
+    assert dataset.compacted == 2
+    assert compiled(row, heldout=0).rows[0].gold == '{"queue": "billing  desk", "cost": 1.50}'
+
+
+def test_corrections_and_answers_without_a_right_one_lose_white_space_too() -> None:
+    corrected = labelled(1, "which queue?", "billing", correction='{"queue": null}')
+    refused = labelled(2, "and which one is it now?", '{"queue": 7}')
+    refused = replace(refused, label=replace(refused.label, choice="neither"))
+    dataset = compile_dataset([corrected, refused], heldout=0, manner=COMPACT).dataset
+    assert [row.gold for row in dataset.rows] == ['{"queue":null}']
+    assert dataset.unanswered[0].rejected == ("something else", '{"queue":7}')
+
+
+def test_tool_calls_and_what_is_said_with_them_stay_as_they_are() -> None:
+    row = labelled(1, "open the door", '{"a": 1}')
+    calls = ({"function": {"name": "open", "arguments": '{"door": 1}'}},)
+    row = replace(row, case=replace(row.case, stable=replace(row.case.stable, tool_calls=calls)))
+    dataset = compile_dataset([row], heldout=0, manner=COMPACT).dataset
+    assert (dataset.rows[0].gold, dataset.rows[0].calls) == ('{"a": 1}', calls)
+    assert dataset.compacted == 0
+
+
+def test_a_contradiction_keeps_the_words_that_people_used() -> None:
+    rows = [labelled(1, "which?", '{"queue": 1}'), labelled(2, "which?", '{"queue": 2}')]
+    plain, compacted = (
+        cases_for(
+            compile_dataset(rows, heldout=0, manner=manner).dataset.contradictions,
+            {row.case.id: row for row in rows},
+            AT,
+        )
+        for manner in (AS_GIVEN, COMPACT)
+    )
+    assert plain == compacted
+    assert plain[0].stable.text == '{"queue": 1}'
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    # Half a pair of surrogates is no Unicode, and never comes so far.
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=12,
+)
+
+
+@given(VALUES, st.none() | st.integers(0, 4), st.booleans())
+def test_only_white_space_goes_out_of_json(value: Any, indent: int | None, plain: bool) -> None:
+    text = json.dumps(value, indent=indent, ensure_ascii=plain)
+    short = compact(text)
+    assert short == json.dumps(value, separators=(",", ":"), ensure_ascii=plain)
+    assert answer_key(short) == answer_key(text)
+    assert compact(short) == short
+
+
+@pytest.mark.parametrize(
+    ("text", "learnt"),
+    [
+        (
+            '{"b" : 1.50, "a": 1e5,\n"b": 12345678901234567890123}',
+            '{"b":1.50,"a":1e5,"b":12345678901234567890123}',
+        ),
+        ("{ not JSON }", "{ not JSON }"),
+        ('{"a": 1} and more', '{"a": 1} and more'),
+        ('{"a": NaN}', '{"a": NaN}'),
+        ("[ " * 100_000, "[ " * 100_000),
+        ("[ " * 100_000 + "]" * 100_000, "[ " * 100_000 + "]" * 100_000),
+        ("", ""),
+    ],
+    ids=["numbers", "braces", "two", "NaN", "open", "deep", "empty"],
+)
+def test_what_is_no_json_stays_and_numbers_are_as_they_were_written(text: str, learnt: str) -> None:
+    assert compact(text) == learnt
+
+
 def test_several_labels_of_a_case_all_count() -> None:
     row = labelled(1, "warm?", "yes")
     other: Choice = "second" if row.label.choice == "first" else "first"
@@ -363,6 +460,32 @@ def test_a_contradiction_asks_once_for_the_same_labels() -> None:
     (case,) = cases_for(found, by_id, AT)
     assert case == cases_for(found, by_id, AT)[0]
     assert {answer.text for answer in case.answers} == {"yes", "no"}
+
+
+def test_a_contradiction_shows_two_answers_that_say_different_things() -> None:
+    rows = [labelled(n, "cold?", gold) for n, gold in enumerate(("YES", "Yes", "no", "No"))]
+    (case,) = cases_for(compiled(*rows).contradictions, {row.case.id: row for row in rows}, AT)
+    assert {answer.text for answer in case.answers} == {"No", "YES"}
+
+
+def test_a_contradiction_of_tool_calls_shows_both() -> None:
+    calls = [({"function": {"name": name, "arguments": "{}"}},) for name in ("open", "close")]
+
+    def called(number: int) -> LabelledCase:
+        row = labelled(number, "the door?", "")
+        answer = replace(row.case.stable, tool_calls=calls[number])
+        case = replace(row.case, stable=answer)
+        return LabelledCase(case, replace(row.label, choice="first" if first(case) else "second"))
+
+    def first(case: Case) -> bool:
+        return bool(case.answers[0].tool_calls)
+
+    rows = [called(0), called(1)]
+    (case,) = cases_for(compiled(*rows).contradictions, {row.case.id: row for row in rows}, AT)
+    assert sorted(answer.tool_calls[0]["function"]["name"] for answer in case.answers) == [
+        "close",
+        "open",
+    ]
 
 
 def test_what_changed_between_two_datasets_is_said() -> None:

@@ -16,14 +16,17 @@ from rollout.datasets import (
 from trainer.dataset.compiler import Compiled, compile_dataset, compile_rows, leaks
 from trainer.dataset.contradictions import cases_for
 from trainer.dataset.splits import NOWHERE, Places, split_of
+from trainer.dataset.voices import AS_GIVEN, Manner
 
 __all__ = [
+    "AS_GIVEN",
     "NOWHERE",
     "Compiled",
     "Contradiction",
     "Dataset",
     "Dropped",
     "Example",
+    "Manner",
     "Places",
     "PreferenceRow",
     "Split",

@@ -19,7 +19,7 @@ from trainer.dataset import near
 from trainer.dataset.prompts import asked_text, distinguishing, flat, without_instructions
 from trainer.dataset.splits import NOWHERE, ORDER, Places
 from trainer.dataset.verdicts import Draft, decide
-from trainer.dataset.voices import Heard, Redact, hear, hear_rows
+from trainer.dataset.voices import AS_GIVEN, Heard, Manner, hear, hear_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,13 @@ def compile_dataset(
     heldout: float,
     validation: float = 0.0,
     suite_prompts: Sequence[Sequence[Message]] = (),
-    redact: Redact | None = None,
+    manner: Manner = AS_GIVEN,
     places: Places = NOWHERE,
 ) -> Compiled:
     """Make a dataset by the rules.
 
-    Texts are redacted before anything else. A case is dropped where its label names no answer,
-    where it repeats or nearly repeats an older one with the same answer, where labels contradict
+    Texts are read in their `manner` before anything else. A case is dropped where its label names no
+    answer, where it repeats or nearly repeats an older one with the same answer, where labels contradict
     each other without a majority, and where it asks what an evaluation suite asks
     (`suite_prompts`, the suites' messages).
 
@@ -52,7 +52,7 @@ def compile_dataset(
     once is never trained on. A row that would lie close to rows of another split is dropped.
     """
     return _compile(
-        hear(labelled, redact),
+        hear(labelled, manner),
         heldout=heldout,
         validation=validation,
         suite_prompts=suite_prompts,
@@ -66,12 +66,12 @@ def compile_rows(
     heldout: float,
     validation: float = 0.0,
     suite_prompts: Sequence[Sequence[Message]] = (),
-    redact: Redact | None = None,
+    manner: Manner = AS_GIVEN,
     places: Places = NOWHERE,
 ) -> Compiled:
     """The same for rows that were made elsewhere; the splits that they come with count nothing."""
     return _compile(
-        hear_rows(rows, redact),
+        hear_rows(rows, manner),
         heldout=heldout,
         validation=validation,
         suite_prompts=suite_prompts,
@@ -127,6 +127,7 @@ def _compile(
         ),
         contradictions=tuple(sorted(contradictions, key=lambda each: each.cases)),
         redacted=heard.redacted,
+        compacted=heard.compacted,
     )
     return Compiled(dataset, Places(placing.anchors, places.held | placing.held))
 

@@ -70,30 +70,6 @@ def unified(text: str) -> str:
     return "".join(letter for letter in composed if unicodedata.category(letter) != "Cf")
 
 
-def answer_key(text: str, calls: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Equal for answers that say the same: case and white space, and the order in JSON, aside."""
-    key = _json_key(text) if text.lstrip()[:1] in ("{", "[") else None
-    key = normalise(unified(text)) if key is None else key
-    return f"{key}\x1f{json.dumps([_function(call) for call in calls])}" if calls else key
-
-
-def _json_key(text: str) -> str | None:
-    try:
-        return normalise(unified(json.dumps(json.loads(text), sort_keys=True)))
-    except (ValueError, RecursionError):
-        return None
-
-
-def _function(call: Mapping[str, Any]) -> Any:
-    # Each call's id is another.
-    function = call.get("function", call)
-    if not isinstance(function, Mapping):
-        return str(function)
-    arguments = function.get("arguments")
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, sort_keys=True)
-    return [function.get("name"), _json_key(text) or text]
-
-
 def whole_text(messages: Sequence[Message]) -> str:
     return normalise(unified(" ".join(_said(message) for message in messages)))
 

@@ -132,11 +132,13 @@ def _without_gold(digest: str, voices: Sequence[Voice]) -> Decided:
 
 
 def _contradiction(voices: Sequence[Voice], settled: str | None) -> Contradiction:
-    known = [voice for voice in voices if voice.right is not None]
+    known = [(voice.case, voice.right) for voice in voices if voice.right is not None]
+    calls = tuple(right.calls for _, right in known)
     return Contradiction(
-        tuple(voice.case for voice in known),
-        tuple(voice.right.text for voice in known if voice.right is not None),
-        settled,
+        cases=tuple(case for case, _ in known),
+        golds=tuple(right.given for _, right in known),
+        settled=settled,
+        calls=calls if any(calls) else (),
     )
 
 

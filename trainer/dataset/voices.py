@@ -8,7 +8,8 @@ from typing import Any, Final, TypeAlias
 
 from rollout.cases import Choice, Label, LabelledCase
 from rollout.datasets import Dropped, Example, Message, Unanswered
-from trainer.dataset.prompts import answer_key, digest_of, flat
+from trainer.dataset.answers import answer_key, compact
+from trainer.dataset.prompts import digest_of, flat
 
 # Gives a JSON value with its strings redacted, and how often each kind was found in it; None where
 # it took too long.
@@ -19,11 +20,13 @@ CONTRADICTION: Final = "contradiction"
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """An answer. `key` is equal for those that say the same."""
+    """An answer. `key` is equal for those that say the same; `given` is how a person saw it, `text`
+    how it is learnt."""
 
     text: str
     calls: tuple[Mapping[str, Any], ...]
     key: str
+    given: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +56,37 @@ class Voice:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The labels of each prompt by its digest, oldest first, and what could not be used."""
+    """The labels of each prompt by its digest, oldest first, and what could not be used.
+
+    `compacted` counts the answers that are learnt in another way than people saw them.
+    """
 
     prompts: Mapping[str, Sequence[Voice]]
     dropped: Sequence[Dropped]
     redacted: Mapping[str, int]
+    compacted: int
 
 
-def hear(labelled: Iterable[LabelledCase], redact: Redact | None = None) -> Heard:
-    """What each label says of which prompt. Redaction comes before anything is compared."""
-    return _collect((each.case.id, _of_case(each, redact)) for each in labelled)
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """What is done to texts before anything is compared: first `redact`, then, where the route's
+    answers are held to a JSON schema (`compact_json`), the white space goes out of JSON answers."""
+
+    redact: Redact | None = None
+    compact_json: bool = False
 
 
-def hear_rows(rows: Iterable[Example | Unanswered], redact: Redact | None = None) -> Heard:
+AS_GIVEN: Final = Manner()
+
+
+def hear(labelled: Iterable[LabelledCase], manner: Manner = AS_GIVEN) -> Heard:
+    """What each label says of which prompt."""
+    return _collect((each.case.id, _of_case(each, manner)) for each in labelled)
+
+
+def hear_rows(rows: Iterable[Example | Unanswered], manner: Manner = AS_GIVEN) -> Heard:
     """The same of rows that were made elsewhere, each as if one label had said it."""
-    return _collect((row.case, _of_row(row, redact)) for row in rows)
+    return _collect((row.case, _of_row(row, manner)) for row in rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +99,27 @@ def _collect(cases: Iterable[tuple[str, _Read | str]]) -> Heard:
     prompts: dict[str, list[Voice]] = defaultdict(list)
     dropped: list[Dropped] = []
     redacted: Counter[str] = Counter()
+    compacted = 0
     for case, read in cases:
         if isinstance(read, str):
             dropped.append(Dropped(case, read))
             continue
         redacted.update(read.redacted)
+        compacted += _rewritten(read.voices)
         first = read.voices[0]
         prompts[digest_of(first.messages, first.tools)].extend(read.voices)
     for voices in prompts.values():
         voices.sort(key=lambda voice: voice.order)
-    return Heard(prompts, dropped, redacted)
+    return Heard(prompts, dropped, redacted, compacted)
 
 
-def _of_case(each: LabelledCase, redact: Redact | None) -> _Read | str:
+def _rewritten(voices: Iterable[Voice]) -> int:
+    """How many answers of a case are learnt in another way than they were given."""
+    known = [said for each in voices for said in (each.right, *each.accepted, *each.rejected)]
+    return len({said.given for said in known if said is not None and said.text != said.given})
+
+
+def _of_case(each: LabelledCase, manner: Manner) -> _Read | str:
     """The case's labels, or the reason why none of them can be used."""
     case = each.case
     labels = each.labels
@@ -101,7 +128,7 @@ def _of_case(each: LabelledCase, redact: Redact | None) -> _Read | str:
         [[answer.text, list(answer.tool_calls)] for answer in case.answers],
         [label.correction for label in labels],
     ]
-    clean = _redacted(given, redact)
+    clean = _redacted(given, manner.redact)
     if isinstance(clean, str):
         return clean
     (all_messages, answers, corrections), counts = clean
@@ -109,11 +136,11 @@ def _of_case(each: LabelledCase, redact: Redact | None) -> _Read | str:
     if messages is None:
         return "its messages are not text"
     usable = [
-        _said(text, calls) if answer.ok and (text.strip() or calls) else None
+        _said(manner, text, calls) if answer.ok else None
         for answer, (text, calls) in zip(case.answers, answers, strict=True)
     ]
     voices = [
-        _voice(each, label, correction, messages, usable)
+        _voice(each, label, correction, messages, usable, manner)
         for label, correction in zip(labels, corrections, strict=True)
     ]
     return _Read(voices, counts)
@@ -125,6 +152,7 @@ def _voice(
     correction: str | None,
     messages: tuple[Message, ...],
     usable: Sequence[Said | None],
+    manner: Manner,
 ) -> Voice:
     first, second = usable
     right: Said | None
@@ -141,8 +169,7 @@ def _voice(
             right, rejected = None, [first, second]
     if correction is not None:
         # Who writes another answer has found both of these wrong, or not right enough.
-        right = _said(correction) if correction.strip() else None
-        accepted, rejected = [], [first, second]
+        right, accepted, rejected = _said(manner, correction), [], [first, second]
     return Voice(
         case=each.case.id,
         messages=messages,
@@ -159,7 +186,7 @@ def _voice(
     )
 
 
-def _of_row(row: Example | Unanswered, redact: Redact | None) -> _Read | str:
+def _of_row(row: Example | Unanswered, manner: Manner) -> _Read | str:
     given = [
         list(row.messages),
         row.gold or "",
@@ -168,14 +195,14 @@ def _of_row(row: Example | Unanswered, redact: Redact | None) -> _Read | str:
         list(row.rejected),
         list(row.tools),
     ]
-    clean = _redacted(given, redact)
+    clean = _redacted(given, manner.redact)
     if isinstance(clean, str):
         return clean
     (all_messages, gold, calls, accepted, rejected, tools), counts = clean
     messages = flat(all_messages)
     if messages is None:
         return "its messages are not text"
-    right = _said(gold, calls) if gold.strip() or calls else None
+    right = _said(manner, gold, calls)
     return _Read(
         [
             Voice(
@@ -189,8 +216,8 @@ def _of_row(row: Example | Unanswered, redact: Redact | None) -> _Read | str:
                 when="",
                 settles=False,
                 right=right,
-                accepted=_others([_said(each) for each in accepted], right),
-                rejected=_others([_said(each) for each in rejected], right),
+                accepted=_others([_said(manner, each) for each in accepted], right),
+                rejected=_others([_said(manner, each) for each in rejected], right),
             )
         ],
         counts,
@@ -222,9 +249,14 @@ def _texts(value: Any) -> Iterable[str]:
             yield from _texts(each)
 
 
-def _said(text: str, calls: Iterable[Mapping[str, Any]] = ()) -> Said:
-    known = tuple(calls)
-    return Said(text.strip(), known, answer_key(text, known))
+def _said(manner: Manner, text: str, calls: Iterable[Mapping[str, Any]] = ()) -> Said | None:
+    """None where it says nothing."""
+    given, known = text.strip(), tuple(calls)
+    if not given and not known:
+        return None
+    # What comes with tool calls is held to no schema.
+    learnt = compact(given) if manner.compact_json and not known else given
+    return Said(learnt, known, answer_key(given, known), given)
 
 
 def _others(answers: Iterable[Said | None], right: Said | None) -> tuple[Said, ...]:
