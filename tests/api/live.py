@@ -16,7 +16,7 @@ from rollout.stores import Stores, open_stores
 from tests.api.house import ADMIN, settings
 
 T = TypeVar("T")
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)

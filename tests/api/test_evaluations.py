@@ -41,7 +41,7 @@ async def trainer(stores: Stores, tmp_path: Path) -> AsyncIterator[None]:
     await make_resident(stores)
     async with answering(lambda body: right(body) if body["model"] == ADAPTED else "warm") as asked:
         here = settings().model_copy(update={"data_dir": tmp_path})
-        own = TrainerSettings(poll_seconds=0.05, gateway_url=asked.url, key="key", load_seconds=5)
+        own = TrainerSettings(poll_seconds=0.05, gateway_url=asked.url, key="key", load_seconds=60)
         stopping = asyncio.Event()
         serving = asyncio.create_task(Worker(stores, here, own).serve(stopping))
         try:
@@ -52,7 +52,7 @@ async def trainer(stores: Stores, tmp_path: Path) -> AsyncIterator[None]:
 
 
 async def ended(api: httpx2.AsyncClient, run: dict[str, Any]) -> dict[str, Any]:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             found: dict[str, Any] = (await api.get(f"/runs/{run['id']}")).json()
             if found["state"] in ("evaluated", "failed", "refused"):

@@ -109,8 +109,10 @@ async def test_it_must_be_the_one_that_was_asked_for(
 async def test_at_most_so_many_are_fetched_at_once(api: httpx2.AsyncClient, adapter: Path) -> None:
     url = put_online(adapter)
     answers = await asyncio.gather(*(register(api, adapter_url=url) for _ in range(6)))
-    assert {answer.status_code for answer in answers} <= {201, 503}
-    assert answers[0].status_code == 201
+    # Who comes first is up to the store, which each of them asks before.
+    statuses = {answer.status_code for answer in answers}
+    assert 201 in statuses
+    assert statuses <= {201, 503}
     assert (await register(api, adapter_url=url)).status_code == 201
 
 

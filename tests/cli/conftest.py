@@ -36,7 +36,7 @@ def sluice(api: LiveApi, clean_environment: dict[str, str], tmp_path: Path) -> S
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
 

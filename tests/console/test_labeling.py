@@ -7,14 +7,13 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.wait import WebDriverWait
 
 from rollout.cases import Choice, Label, LabelledCase
 from rollout.state import Proposed
 from rollout.stores import Stores
 from tests.api.house import AT, case, offer
 from tests.api.live import LiveApi
-from tests.console.conftest import log_in
+from tests.console.conftest import log_in, waiting
 
 pytestmark = pytest.mark.browser
 
@@ -30,7 +29,11 @@ def labels(api: LiveApi) -> dict[str, LabelledCase]:
 
 
 def until(browser: webdriver.Chrome, condition: Callable[[webdriver.Chrome], bool]) -> None:
-    WebDriverWait(browser, 20).until(condition)
+    waiting(browser).until(condition)
+
+
+def follow(browser: webdriver.Chrome, link: str) -> None:
+    waiting(browser).until(lambda b: b.find_element(By.LINK_TEXT, link)).click()
 
 
 def shows(browser: webdriver.Chrome, name: str) -> None:
@@ -58,7 +61,7 @@ def test_the_keyboard_alone_is_enough(browser: webdriver.Chrome, api: LiveApi) -
     press(browser, "41 of 42" + Keys.ESCAPE)
     press(browser, "2")
     until(browser, lambda b: "Only skipped cases are left" in b.page_source)
-    browser.find_element(By.LINK_TEXT, "Show them again").click()
+    follow(browser, "Show them again")
     shows(browser, "c4")
     press(browser, "c")
     press(browser, "neither of them" + Keys.CONTROL + Keys.ENTER)
@@ -76,8 +79,7 @@ def test_the_keyboard_alone_is_enough(browser: webdriver.Chrome, api: LiveApi) -
 def test_the_mouse_alone_is_enough(browser: webdriver.Chrome, api: LiveApi) -> None:
     offered(api, 3)
     log_in(browser, api.url, api.key, "/")
-    until(browser, lambda b: bool(b.find_elements(By.LINK_TEXT, "Label 3 cases")))
-    browser.find_element(By.LINK_TEXT, "Label 3 cases").click()
+    follow(browser, "Label 3 cases")
     shows(browser, "c0")
     browser.find_element(By.CSS_SELECTOR, "button[value=second]").click()
     shows(browser, "c1")

@@ -2,9 +2,8 @@
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.wait import WebDriverWait
+from selenium.webdriver.remote.webelement import WebElement
 
 from rollout.evidence import Verdict
 from rollout.plans import PlanSpec, StepSpec
@@ -13,7 +12,7 @@ from rollout.state import CanarySet, Proposed, Queued
 from rollout.stores import Stores
 from tests.api.house import AT, PROMPTED, make_resident
 from tests.api.live import LiveApi
-from tests.console.conftest import log_in
+from tests.console.conftest import log_in, waiting
 
 pytestmark = pytest.mark.browser
 
@@ -42,19 +41,17 @@ async def on_trial(stores: Stores) -> None:
 
 
 def text(browser: webdriver.Chrome, selector: str) -> str:
-    waiting(browser).until(lambda b: b.find_elements(By.CSS_SELECTOR, selector))
-    return browser.find_element(By.CSS_SELECTOR, selector).text
+    return waiting(browser).until(lambda b: b.find_element(By.CSS_SELECTOR, selector).text)
+
+
+def button(browser: webdriver.Chrome, name: str) -> WebElement:
+    """Forms are not replaced by themselves: a new button is that of a new page."""
+    path = f"//button[normalize-space()='{name}']"
+    return waiting(browser).until(lambda b: b.find_element(By.XPATH, path))
 
 
 def press(browser: webdriver.Chrome, name: str) -> None:
-    path = f"//button[normalize-space()='{name}']"
-    waiting(browser).until(lambda b: b.find_elements(By.XPATH, path))
-    browser.find_element(By.XPATH, path).click()
-
-
-def waiting(browser: webdriver.Chrome) -> "WebDriverWait[webdriver.Chrome]":
-    """The page replaces its parts while they are read."""
-    return WebDriverWait(browser, 20, ignored_exceptions=(StaleElementReferenceException,))
+    button(browser, name).click()
 
 
 def test_a_person_reads_where_it_stands_and_moves_it(
@@ -74,12 +71,14 @@ def test_a_person_reads_where_it_stands_and_moves_it(
     assert "61 units, about 80 more needed" in verdict
     browser.find_element(By.ID, "reason").send_keys("enough for me")
     press(browser, "Enter 25 %")
-    waiting(browser).until(lambda b: text(b, ".plan [aria-current=step]").startswith("25 %"))
+    assert button(browser, "Enter 50 %").is_displayed()
+    assert text(browser, ".plan [aria-current=step]").startswith("25 %")
     percent = browser.find_element(By.ID, "percent")
     percent.clear()
     percent.send_keys("12.5")
     press(browser, "% of the traffic")
-    waiting(browser).until(lambda b: "12.5 %" in text(b, ".flow"))
+    assert button(browser, "Enter 25 %").is_displayed()
+    assert "12.5 %" in text(browser, ".flow")
     press(browser, "Withdraw triage@3")
     waiting(browser).until(lambda b: "waits for its turn" not in b.page_source)
     history = api.with_stores(lambda stores: stores.rollouts.history("triage"))
