@@ -1,9 +1,6 @@
 """`sluice cases`: what waits for a person, what they said, and erasing it."""
 
 import json
-import os
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rollout.cases import CaseState, Label
+from rollout.commands import files
 from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.control.views import AnswerView, CaseView, ErasureView
 from rollout.errors import InvalidInputError
@@ -159,38 +157,15 @@ def _release(session: Session) -> int:
 
 
 def _export(session: Session) -> int:
-    pieces = session.client.export_cases(session.options.route)
     target: Path | None = session.options.output
-    if target is None:
-        for piece in pieces:
-            sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
-        return 0
-    draft = target.with_name(f".{target.name}.part")
-    try:
-        with draft.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
-    except OSError as exc:
-        raise InvalidInputError(f"cannot write {target}: {exc.strerror}") from exc
-    finally:
-        with suppress(OSError):
-            draft.unlink()
-    with target.open("rb") as file:
-        session.say(f"{sum(1 for _ in file)} labelled cases are in {target}")
+    written = files.write(session.client.export_cases(session.options.route), target)
+    if target is not None:
+        session.say(f"{written} labelled cases are in {target}")
     return 0
 
 
 def _import(session: Session) -> int:
-    path: Path = session.options.file
-    try:
-        lines = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    except OSError as exc:
-        raise InvalidInputError(f"cannot read {path}: {exc.strerror}") from exc
-    answer = session.client.import_cases(lines)
+    answer = session.client.import_cases(files.read(session.options.file))
     known = f"; {answer.known} were known already" if answer.known else ""
     session.say(f"{answer.added} labelled cases were added{known}")
     return 0

@@ -1,6 +1,5 @@
 """`sluice eval`, `sluice suite` and `sluice report`: how good a version is, on what, and the result."""
 
-import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from rollout.commands import files
 from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.commands.training import show_progress
 from rollout.errors import InvalidInputError, NotFoundError
@@ -133,12 +133,8 @@ def _suite(session: Session, route: str) -> str | None:
 
 
 def _register(session: Session, route: str, path: Path, **more: Any) -> SuiteManifest:
-    try:
-        content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    except OSError as exc:
-        raise InvalidInputError(f"cannot read {path}: {exc.strerror}") from exc
     scorers = [scorer(text) for text in session.options.scorer]
-    return session.client.add_suite(route, content, scorers, **more)
+    return session.client.add_suite(route, files.read(path), scorers, **more)
 
 
 def scorer(text: str) -> dict[str, Any]:
@@ -148,7 +144,7 @@ def scorer(text: str) -> dict[str, Any]:
     for part in filter(None, rest.split(",")):
         name, equals, value = part.partition("=")
         if not equals and kind in _FROM_FILES:
-            name, value = _FROM_FILES[kind], _read(Path(part))
+            name, value = _FROM_FILES[kind], files.read_text(Path(part))
         elif not equals:
             raise InvalidInputError(f"--scorer {text}: write KIND:NAME=VALUE")
         values[name] = _value(name, value)
@@ -164,13 +160,6 @@ def _value(name: str, text: str) -> Any:
         except tomllib.TOMLDecodeError:
             return text
     return text
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InvalidInputError(f"cannot read {path}: {exc}") from exc
 
 
 def _add(session: Session) -> int:
@@ -203,8 +192,7 @@ def _suites(rows: list[SuiteManifest]) -> Table:
 
 def _show(session: Session) -> int:
     if session.options.rows:
-        sys.stdout.buffer.write(session.client.suite_rows(session.options.suite))
-        sys.stdout.buffer.flush()
+        files.write([session.client.suite_rows(session.options.suite)], None)
         return 0
     found = session.client.suite(session.options.suite)
     if session.wants_json:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rollout.client import ControlClient
+from rollout.commands import files
 from rollout.commands.plans import read_plan
 from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.control.views import RouteView
@@ -102,7 +103,7 @@ def _set(session: Session) -> int:
         "comparator": options.comparator,
         "capture": options.capture,
         "capture_idle": options.capture_idle,
-        "schema": _read(options.schema) if options.schema else None,
+        "schema": files.read_text(options.schema) if options.schema else None,
     }
     body |= {key: value for key, value in given.items() if value is not None}
     for pair in options.set:
@@ -152,10 +153,3 @@ def _put(body: dict[str, Any], pair: str) -> None:
             f'--set {pair}: {text!r} is no number, true, false, list or "text" in quotes'
         ) from exc
     body[section] = {**(body.get(section) or {}), name: value}
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as exc:
-        raise InvalidInputError(f"cannot read {path}: {exc.strerror}") from exc

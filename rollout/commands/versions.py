@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from rollout.commands import files
 from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.control.views import VersionView
 from rollout.errors import InvalidInputError
@@ -116,10 +117,7 @@ def _register(session: Session) -> int:
 
 
 def _prompt(path: Path, *, replace: bool) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as exc:
-        raise InvalidInputError(f"cannot read {path}: {exc.strerror}") from exc
+    text = files.read_text(path)
     messages: Any = [{"role": "system", "content": text.strip()}]
     if path.suffix == ".json":
         try:

@@ -1,13 +1,13 @@
 """Datasets: asking for one, bringing one in, showing what is in it and what differs."""
 
 import asyncio
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from rollout.control.access import require_route
 from rollout.control.context import Control
+from rollout.control.queueing import check_room, run_of_now
 from rollout.control.views import DatasetDifference
 from rollout.credentials import ApiKey
 from rollout.datasets import (
@@ -21,12 +21,11 @@ from rollout.datasets import (
     load,
     read_ledger,
 )
-from rollout.errors import ConflictError, NotFoundError
+from rollout.errors import NotFoundError
 from rollout.formats import Format, read_rows, write_rows
 from rollout.runs import ENDED, TrainingRun
 from rollout.stores.audit import audit_entry
 
-_MAXIMUM_WAITING: Final = 10
 _POLL_SECONDS: Final = 0.2
 _RUNS_LOOKED_AT: Final = 1000
 
@@ -36,25 +35,8 @@ async def build(
 ) -> TrainingRun:
     """Queue a run that ends in a dataset; the run as it is when it has ended or time is up."""
     rollout = await control.stores.rollouts.get(route)
-    waiting = [
-        run
-        for run in await control.stores.runs.list(route)
-        if run.state not in ENDED and run.kind == "dataset"
-    ]
-    if len(waiting) >= _MAXIMUM_WAITING:
-        raise ConflictError(
-            f"{len(waiting)} datasets of {route} are under way or queued: wait, or cancel some"
-        )
-    now = control.now()
-    run = TrainingRun(
-        id=f"dataset-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
-        route=route,
-        parent=f"{route}@{rollout.stable}",
-        created_at=now,
-        created_by=caller.name,
-        config=config,
-        kind="dataset",
-    )
+    await check_room(control, route, "dataset")
+    run = run_of_now(control, caller, "dataset", route, f"{route}@{rollout.stable}", config)
     await control.stores.runs.enqueue(run)
     entry = audit_entry("dataset.build", run.id, caller.name, after=run)
     await control.stores.audit.append(entry)

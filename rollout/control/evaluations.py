@@ -2,22 +2,22 @@
 
 import asyncio
 import json
-import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from rollout.control.access import require_route, require_scope
 from rollout.control.context import Control
+from rollout.control.queueing import check_room, run_of_now
 from rollout.credentials import ApiKey
 from rollout.datasets import SuiteUse, prompt_lines
 from rollout.errors import ConflictError, InvalidInputError, NotFoundError, RefusedError
 from rollout.evidence import Report, RowResult
-from rollout.runs import ENDED, TrainingRun
+from rollout.runs import TrainingRun
 from rollout.stores.audit import audit_entry
 from rollout.suites import (
     Look,
@@ -29,8 +29,6 @@ from rollout.suites import (
     suite_lines,
 )
 from rollout.versions import Version
-
-_MAXIMUM_WAITING: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +133,7 @@ async def start(control: Control, caller: ApiKey, ask: Ask) -> TrainingRun:
     """Queue an evaluation. A suite in the vault is opened here, or refused with the reason."""
     version = await control.stores.rollouts.version(ask.version)
     require_route(caller, version.route)
-    waiting = [
-        run
-        for run in await control.stores.runs.list(version.route)
-        if run.state not in ENDED and run.kind == "evaluation"
-    ]
-    if len(waiting) >= _MAXIMUM_WAITING:
-        raise ConflictError(
-            f"{len(waiting)} evaluations of {version.route} are under way or queued: wait, or cancel "
-            "some"
-        )
+    await check_room(control, version.route, "evaluation")
     against = await _against(control, version, ask.against)
     manifest = None if ask.suite is None else await _manifest(control, caller, ask.suite)
     if manifest is not None and manifest.route != version.route:
@@ -153,10 +142,6 @@ async def start(control: Control, caller: ApiKey, ask: Ask) -> TrainingRun:
             f"{version.route}",
             param="suite",
         )
-    now = control.now()
-    run_id = f"evaluation-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-    if manifest is not None and manifest.vault:
-        await _open_vault(control, caller, manifest, version, ask, run_id)
     config: dict[str, Any] = {
         "version": version.name,
         "against": against.name,
@@ -167,16 +152,10 @@ async def start(control: Control, caller: ApiKey, ask: Ask) -> TrainingRun:
     }
     if ask.ways is not None:
         config["ways"] = list(ask.ways)
-    run = TrainingRun(
-        id=run_id,
-        route=version.route,
-        parent=against.name,
-        created_at=now,
-        created_by=caller.name,
-        config=config,
-        version=version.name,
-        kind="evaluation",
-    )
+    asked = run_of_now(control, caller, "evaluation", version.route, against.name, config)
+    run = replace(asked, version=version.name)
+    if manifest is not None and manifest.vault:
+        await _open_vault(control, caller, manifest, version, ask, run.id)
     await control.stores.runs.enqueue(run)
     return run
 

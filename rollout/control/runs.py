@@ -1,17 +1,15 @@
 """Training runs: asking for one, following it, pausing and stopping it."""
 
-import secrets
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from rollout.control.context import Control
+from rollout.control.queueing import check_room, run_of_now
 from rollout.credentials import ApiKey
 from rollout.errors import ConflictError, InvalidInputError, NotFoundError
 from rollout.runs import ENDED, RunEvent, TrainingRun
 from rollout.stores.audit import audit_entry
-
-# One trainer works on one run at a time: what is queued beyond this waits for days.
-_MAXIMUM_WAITING = 10
 
 
 async def start(
@@ -34,23 +32,9 @@ async def start(
                 param="dataset",
             )
         dataset = manifest.digest
-    waiting = [
-        run
-        for run in await control.stores.runs.list(route)
-        if run.state not in ENDED and run.kind == "train"
-    ]
-    if len(waiting) >= _MAXIMUM_WAITING:
-        raise ConflictError(
-            f"{len(waiting)} runs of {route} are under way or queued: wait, or cancel some"
-        )
-    now = control.now()
-    run = TrainingRun(
-        id=f"run-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
-        route=route,
-        parent=f"{route}@{rollout.stable}",
-        created_at=now,
-        created_by=caller.name,
-        config=config,
+    await check_room(control, route, "train")
+    run = replace(
+        run_of_now(control, caller, "train", route, f"{route}@{rollout.stable}", config),
         dataset=dataset,
         labels=await control.stores.cases.decided_count(route),
         propose=propose,
