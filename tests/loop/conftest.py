@@ -16,18 +16,24 @@ ROUTE = "review-triage"
 
 
 @pytest.fixture
-def client(running_sluice: RunningSluice) -> Iterator[openai.OpenAI]:
+def house(running_sluice: RunningSluice) -> RunningSluice:
+    """What `client` and `control` speak to; a module may bring its own."""
+    return running_sluice
+
+
+@pytest.fixture
+def client(house: RunningSluice) -> Iterator[openai.OpenAI]:
     """The official client with only its address and key changed."""
     with openai.OpenAI(
-        base_url=f"{running_sluice.gateway_url}/v1", api_key=running_sluice.key, max_retries=0
+        base_url=f"{house.gateway_url}/v1", api_key=house.key, max_retries=0
     ) as opened:
         yield opened
 
 
 @pytest.fixture
-def control(running_sluice: RunningSluice) -> Iterator[ControlClient]:
+def control(house: RunningSluice) -> Iterator[ControlClient]:
     """The control API. Whatever trial a test leaves behind is rolled back after it."""
-    with ControlClient(running_sluice.control_url, running_sluice.key) as opened:
+    with ControlClient(house.control_url, house.key) as opened:
         yield opened
         if opened.rollout(ROUTE).candidate is not None:
             opened.change(ROUTE, "rollback", reason="the test is over")

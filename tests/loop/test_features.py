@@ -8,7 +8,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 
 from tests.loop.conftest import ROUTE
-from tests.system import RunningSluice
+from tests.system import RunningSluice, eventually
 
 pytestmark = pytest.mark.vllm
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Is it good?"}]
@@ -145,13 +145,17 @@ def test_two_requests_of_one_name_do_not_meet(client: openai.OpenAI) -> None:
 def test_its_usage_is_counted(client: openai.OpenAI, running_sluice: RunningSluice) -> None:
     """On streams too, whose client has not asked for it."""
 
-    def counted() -> float:
+    def value(name: str) -> float:
         with openai.OpenAI(base_url=running_sluice.gateway_url, api_key="none") as plain:
             text = plain.get("/metrics", cast_to=str)
-        name = f'sluice_tokens_total{{kind="completion",route="{ROUTE}"}}'
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
+    def counted() -> float:
+        return value(f'sluice_tokens_total{{kind="completion",route="{ROUTE}"}}')
+
+    # What a test before this one left is counted too, and an answer after its client has it.
+    eventually(lambda: value("sluice_inflight") == 0, what="the end of all other requests")
     before = counted()
     list(chat(client, stream=True, max_tokens=9, extra_body={"ignore_eos": True}))
     chat(client, max_tokens=5, extra_body={"ignore_eos": True})
-    assert counted() - before == 14
+    eventually(lambda: counted() - before == 14, what="a count of 14 tokens")

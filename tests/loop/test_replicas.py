@@ -61,23 +61,6 @@ def house(
 
 
 @pytest.fixture
-def client(house: RunningSluice) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{house.gateway_url}/v1", api_key=house.key, max_retries=0
-    ) as opened:
-        yield opened
-
-
-@pytest.fixture
-def control(house: RunningSluice) -> Iterator[ControlClient]:
-    """The control API. Whatever trial a test leaves behind is rolled back after it."""
-    with ControlClient(house.control_url, house.key) as opened:
-        yield opened
-        if opened.rollout(ROUTE).candidate is not None:
-            opened.change(ROUTE, "rollback", reason="the test is over")
-
-
-@pytest.fixture
 def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
     """Puts a figure into the report of a run, also where the test passes."""
 
