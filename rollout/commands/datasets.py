@@ -1,19 +1,16 @@
 """`sluice dataset`: what a route's labels make, what was left out and why, and other formats."""
 
-import os
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from rollout.commands import files
 from rollout.commands.session import Session, Subparsers, command, noun, table
 from rollout.commands.training import pair, show_progress
 from rollout.control.views import DatasetDifference
 from rollout.datasets import Change, Contradiction, Dropped, Manifest
-from rollout.errors import InvalidInputError
 from rollout.formats import FORMATS, IMPORTED
 from rollout.runs import TrainingRun
 
@@ -78,10 +75,7 @@ def _build(session: Session) -> int:
 def _import(session: Session) -> int:
     options = session.options
     path: Path = options.file
-    try:
-        content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    except OSError as exc:
-        raise InvalidInputError(f"cannot read {path}: {exc.strerror}") from exc
+    content = files.read(path)
     config = dict(pair(text) for text in options.set)
     name = "standard input" if str(path) == "-" else path.name
     run = session.client.import_dataset(
@@ -131,8 +125,7 @@ def _table(rows: list[Manifest]) -> Table:
 def _show(session: Session) -> int:
     options = session.options
     if options.rows:
-        sys.stdout.buffer.write(session.client.dataset(options.digest))
-        sys.stdout.buffer.flush()
+        files.write([session.client.dataset(options.digest)], None)
     elif options.dropped is not None:
         dropped = session.client.dropped(options.digest, options.dropped or None)
         session.show(list[Dropped], dropped, lambda: _dropped_table(dropped))
@@ -227,21 +220,7 @@ def _export(session: Session) -> int:
     options = session.options
     content = session.client.dataset(options.digest, options.format, options.split)
     target: Path | None = options.output
-    if target is None:
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
-        return 0
-    draft = target.with_name(f".{target.name}.part")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
-    except OSError as exc:
-        raise InvalidInputError(f"cannot write {target}: {exc.strerror}") from exc
-    finally:
-        with suppress(OSError):
-            draft.unlink()
-    session.say(f"{content.count(bytes([10])):,} lines are in {target}")
+    written = files.write([content], target)
+    if target is not None:
+        session.say(f"{written:,} lines are in {target}")
     return 0
