@@ -1,26 +1,17 @@
-"""Whether a route should be trained at all, as a good colleague would say: a verdict, with reasons.
+"""The questions that a good colleague would ask before a training, and what the answers come to."""
 
-Every finding rests on numbers that are named with it, and on cases that can be looked at. Nothing
-here is a proof; what decides is the evaluation of what was trained.
-"""
-
-import json
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from rollout.cases import LabelledCase, gold_text, normalise, prompt_digest, value_of
-from rollout.exchanges import Exchange
-from rollout.retraining import Accord
-from rollout.tallies import Agreement
+from rollout.advice.known import Failure, Gathered, classes_of, failures_of, task_of
+from rollout.cases import gold_text, prompt_digest
 
 Mark = Literal["good", "bad", "unknown"]
 # "first": something else is to be done before; "no": training would change nothing that matters.
 AdviceVerdict = Literal["train", "not yet", "first", "no"]
-FailureKind = Literal["form", "choice", "facts", "wording"]
 
 _FEWEST_SAMPLES: Final = 20
 _FEWEST_FAILURES: Final = 10
@@ -38,61 +29,7 @@ _MANY_FACTS: Final = 0.4
 _ALPHA_TOLERABLE, _ALPHA_GOOD = 0.667, 0.8
 # Below the first a run is noise, from the second on more rows mostly refine; for each class.
 _FEW_ROWS, _ENOUGH_ROWS, _ROWS_OF_A_CLASS = 50, 200, 10
-_MOST_CLASSES: Final = 50
-_LONGEST_CLASS: Final = 64
 _FEWEST_EVALUATION_ROWS: Final = 50
-_FACT: Final = re.compile(
-    r"""
-    https?://\S+ | \S+@\S+\.\w+            # addresses
-    | \b\w*\d[\w.,:/-]*                    # numbers, dates, amounts, codes
-    | (?<=[a-z,;]\s)[A-Z][\w-]+            # names within a sentence
-    """,
-    re.VERBOSE,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One request as it came. `instruction` is what its system messages say, "" where there are
-    none; `opening` how its first message begins. `constrained`: the client asked the engine for a
-    form. `valid`: whether the answer satisfies the route's schema, None where there is none."""
-
-    instruction: str
-    opening: str
-    characters: int
-    at: datetime
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    constrained: bool = False
-    valid: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """What is known of a route. `captured`: the samples are what clients sent, else those of cases.
-
-    `adapters`: its engine can load them. `previous` is the version to go back to. `suite_rows` is
-    None where the route has no suite; `detectable` is the smallest gain that its rows, or those
-    that would be held out, show.
-    """
-
-    route: str
-    stable: str
-    base: str
-    samples: Sequence[Sample] = ()
-    captured: bool = True
-    labelled: Sequence[LabelledCase] = ()
-    agreement: Agreement = field(default_factory=Agreement)
-    accord: Accord | None = None
-    open_cases: int = 0
-    adapters: bool = True
-    previous: str | None = None
-    versions: int = 1
-    suite_rows: int | None = None
-    evaluation_rows: int = 0
-    detectable: float | None = None
-    other_bases: Sequence[str] = ()
-    last_report: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,97 +74,6 @@ def advise(known: Gathered, valid: Callable[[str], bool] | None, now: datetime) 
     return Advice(known.route, verdict, headline, tuple(findings.values()))
 
 
-def sample_of(exchange: Exchange, valid: bool | None) -> Sample:
-    """What a captured exchange says of the task."""
-    try:
-        body = json.loads(exchange.request)
-    except ValueError:
-        body = {}
-    body = body if isinstance(body, dict) else {}
-    listed = body.get("messages")
-    messages = listed if isinstance(listed, list) else [{"content": body.get("prompt")}]
-    form = body.get("response_format")
-    found = sample_from(
-        [message for message in messages if isinstance(message, dict)], exchange.captured_at
-    )
-    return Sample(
-        instruction=found.instruction,
-        opening=found.opening,
-        characters=found.characters,
-        at=exchange.captured_at,
-        prompt_tokens=exchange.answer.prompt_tokens,
-        completion_tokens=exchange.answer.completion_tokens,
-        constrained="structured_outputs" in body
-        or any(key.startswith("guided_") for key in body)
-        or (isinstance(form, dict) and form.get("type") not in (None, "text")),
-        valid=valid,
-    )
-
-
-def sample_from(messages: Sequence[Mapping[str, Any]], at: datetime) -> Sample:
-    """What the messages of a request say of its task."""
-    texts = [
-        (str(message.get("role", "user")), _text(message.get("content"))) for message in messages
-    ]
-    instruction = "\n".join(text for role, text in texts if role in ("system", "developer"))
-    opening = next((text for role, text in texts if role not in ("system", "developer")), "")
-    return Sample(instruction, opening, sum(len(text) for _, text in texts), at)
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A case in which stable was wrong, and what kind of wrong."""
-
-    case: str
-    kind: FailureKind
-
-
-def failures_of(
-    labelled: Sequence[LabelledCase], valid: Callable[[str], bool] | None
-) -> list[Failure]:
-    """Of each case in which people found stable's answer wrong and there is a right one.
-
-    form: it breaks the schema where the right one does not, or says the same in other dress, or is
-    none of the answers that the task knows. choice: another one of these. facts: the right answer
-    holds numbers, names or addresses that neither the prompt nor stable's answer has. wording: the
-    rest.
-    """
-    classes = {normalise(name) for name in classes_of(labelled)}
-    found: list[Failure] = []
-    for row in labelled:
-        gold = gold_text(row)
-        if gold is None or value_of(row.case, row.label) in ("stable", "both"):
-            continue
-        if normalise(gold) != normalise(row.case.stable.text):
-            found.append(Failure(row.case.id, _kind(row, gold, classes, valid)))
-    return found
-
-
-def _kind(
-    row: LabelledCase, gold: str, classes: set[str], valid: Callable[[str], bool] | None
-) -> FailureKind:
-    said = row.case.stable.text
-    if valid is not None and valid(gold) and not valid(said):
-        return "form"
-    wanted, given = normalise(gold), normalise(said)
-    if _bare(gold) == _bare(said):
-        return "form"
-    if wanted in classes:
-        return "choice" if given in classes else "form"
-    known = " ".join([_text(message.get("content")) for message in row.case.messages] + [said])
-    if any(fact.casefold() not in known.casefold() for fact in _FACT.findall(gold)):
-        return "facts"
-    return "wording"
-
-
-def classes_of(labelled: Sequence[LabelledCase]) -> Mapping[str, int]:
-    """How often each right answer occurs, where the task is a choice among a few; else empty."""
-    golds = Counter(gold for row in labelled if (gold := gold_text(row)) is not None)
-    few = len(golds) <= _MOST_CLASSES and sum(golds.values()) >= 3 * len(golds)
-    short = all(len(gold) <= _LONGEST_CLASS for gold in golds)
-    return dict(golds) if golds and few and short else {}
-
-
 def _possible(known: Gathered) -> Finding:
     question = "Can an adapter be served?"
     if known.adapters:
@@ -268,7 +114,7 @@ def _repeated(known: Gathered) -> Finding:
             f"{count} {whence}, and {_FEWEST_SAMPLES} are needed: raise `capture` or `capture_idle`",
             {"requests": count},
         )
-    shares = Counter(_task(sample) for sample in known.samples)
+    shares = Counter(task_of(sample) for sample in known.samples)
     most = shares.most_common(1)[0][1]
     share = most / count
     numbers = {"share": share, "requests": count, "tasks": len(shares)}
@@ -294,10 +140,10 @@ def _settled(known: Gathered, now: datetime) -> Finding:
         return Finding(question, "unknown", f"{len(known.samples)} requests are too few to tell")
     ordered = sorted(known.samples, key=lambda sample: sample.at)
     newest = ordered[-max(_FEWEST_SAMPLES // 2, len(ordered) // 4) :]
-    present = Counter(map(_task, newest)).most_common(1)[0][0]
-    first = next(sample.at for sample in ordered if _task(sample) == present)
+    present = Counter(map(task_of, newest)).most_common(1)[0][0]
+    first = next(sample.at for sample in ordered if task_of(sample) == present)
     days = (now - first) / timedelta(days=1)
-    before = sum(_task(sample) != present for sample in ordered if sample.at < first)
+    before = sum(task_of(sample) != present for sample in ordered if sample.at < first)
     numbers = {"days": days, "before": before}
     if not before and now - first >= _SETTLED:
         says = f"it has been the same as far back as is known, {days:.0f} days"
@@ -502,36 +348,6 @@ def _verdict(known: Gathered, findings: Findings) -> tuple[AdviceVerdict, str]:
     unknown = [finding.question for finding in findings.values() if finding.mark == "unknown"]
     open_questions = f" Open is still: {' '.join(unknown)}" if unknown else ""
     return "train", f"Train: nothing that is known speaks against it.{open_questions}{last}"
-
-
-def _task(sample: Sample) -> str:
-    """Names the task of a request: its instruction, with what changes from day to day taken out.
-
-    Without an instruction, how its first message begins.
-    """
-    text = sample.instruction or " ".join(sample.opening.split()[:6])
-    return re.sub(r"\d+", "0", normalise(text))
-
-
-def _bare(text: str) -> str:
-    """What is left of an answer without its dress: case, marks, fences and a leading phrase."""
-    words = re.sub(r"[^\w\s]", " ", text.casefold()).split()
-    while words and words[0] in _DRESS:
-        words.pop(0)
-    return " ".join(words)
-
-
-_DRESS: Final = frozenset(
-    {"the", "answer", "is", "label", "category", "class", "sure", "here", "it", "this", "output"}
-)
-
-
-def _text(content: object) -> str:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        return " ".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
-    return ""
 
 
 def _some(failures: Sequence[Failure]) -> tuple[str, ...]:
