@@ -35,7 +35,7 @@ from gateway.metrics import Metrics
 from gateway.protocol import Exchange
 from gateway.questions import answer_questions
 from gateway.receipts import Receipts
-from gateway.relay import Relay, find_lane, send_error
+from gateway.relay import Relay, find_lane, request_name, send_error
 from gateway.routing import View
 from gateway.settings import GatewaySettings
 from gateway.shares import Shares
@@ -154,7 +154,8 @@ class Gateway:
         try:
             await self._answer(parts, scope, receive, send)
         except SluiceError as error:
-            await send_error(send, error, uuid4().hex, close=self.draining)
+            request_id = request_name(scope["headers"]) or uuid4().hex
+            await send_error(send, error, request_id, close=self.draining)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -315,9 +316,9 @@ class Gateway:
             raise MethodNotAllowedError(f"{path} does not take {method}")
         match path:
             case "/healthz":
-                await _send_json(send, 200, {"status": "ok"})
+                await _send_json(scope, send, 200, {"status": "ok"})
             case "/readyz":
-                await self._ready(parts, send)
+                await self._ready(parts, scope, send)
             case "/metrics":
                 parts.metrics.inflight.set(self._admission.inflight)
                 await _send(send, 200, await parts.metrics.render(), _EXPOSITION)
@@ -347,16 +348,18 @@ class Gateway:
         )
         first = parts.feedback.take(key, body)
         status = {"object": "feedback", "status": "accepted" if first else "repeated"}
-        await _send_json(send, 202 if first else 200, status)
+        await _send_json(scope, send, 202 if first else 200, status)
 
-    async def _ready(self, parts: _Parts, send: Send) -> None:
+    async def _ready(self, parts: _Parts, scope: Scope, send: Send) -> None:
         if self.draining:
             status, why = 503, "draining"
         elif not parts.snapshot.ready:
             status, why = 503, "no routes are known yet: the store is not there"
         else:
             status, why = 200, "ready"
-        await _send_json(send, status, {"status": why, "revision": parts.snapshot.view.revision})
+        await _send_json(
+            scope, send, status, {"status": why, "revision": parts.snapshot.view.revision}
+        )
 
     async def _models(self, parts: _Parts, scope: Scope, send: Send) -> None:
         key = self._key(parts, scope)
@@ -367,11 +370,11 @@ class Gateway:
             key=lambda name: (lanes[name].pinned, name.partition("@")[0], lanes[name].number),
         )
         data = [_model(name, parts.snapshot.view) for name in names]
-        await _send_json(send, 200, {"object": "list", "data": data})
+        await _send_json(scope, send, 200, {"object": "list", "data": data})
 
     async def _model(self, parts: _Parts, scope: Scope, send: Send, name: str) -> None:
         find_lane(parts.snapshot.view, self._key(parts, scope), name)
-        await _send_json(send, 200, _model(name, parts.snapshot.view))
+        await _send_json(scope, send, 200, _model(name, parts.snapshot.view))
 
     def _key(self, parts: _Parts, scope: Scope) -> ApiKey:
         if not parts.snapshot.ready:
@@ -390,11 +393,15 @@ def _model(name: str, view: View) -> dict[str, object]:
     }
 
 
-async def _send_json(send: Send, status: int, value: object) -> None:
-    await _send(send, status, msgspec.json.encode(value), b"application/json")
+async def _send_json(scope: Scope, send: Send, status: int, value: object) -> None:
+    request_id = request_name(scope["headers"]) or uuid4().hex
+    named = (b"x-request-id", request_id.encode())
+    await _send(send, status, msgspec.json.encode(value), b"application/json", named)
 
 
-async def _send(send: Send, status: int, body: bytes, content_type: bytes) -> None:
-    headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+async def _send(
+    send: Send, status: int, body: bytes, content_type: bytes, *more: tuple[bytes, bytes]
+) -> None:
+    headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

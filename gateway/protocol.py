@@ -41,6 +41,8 @@ _HEADER_BYTES: Final = 256 * 1024
 _SOON_BYTES: Final = 64 * 1024
 # How long a client may take to send the head of a request it has begun.
 _HEAD_SECONDS: Final = 30.0
+# How long a client that was refused may go on sending: most read the answer only after that.
+_LINGER_SECONDS: Final = 30.0
 _CHECK_SECONDS: Final = 2.0
 # As they stand in a request line; whatever is written differently is no plain case.
 _PLAIN: Final = frozenset(path.encode() for path in INFERENCE_PATHS)
@@ -81,7 +83,7 @@ class ClientProtocol:
         "_header_bytes",
         "_headers",
         "_keep_alive_timer",
-        "_lingering",
+        "_lingers_since",
         "_loop",
         "_next",
         "_parser",
@@ -133,7 +135,7 @@ class ClientProtocol:
         self._header_bytes = 0
         self._expects = False
         self._paused = False
-        self._lingering = False
+        self._lingers_since: float | None = None  # closed by us, while the client still sends
         self._writable: asyncio.Future[None] | None = None
         self._stalled = (0, 0.0)  # how much waits to be written, and since when exactly that
         self._active_at = self._loop.time()
@@ -166,6 +168,7 @@ class ClientProtocol:
 
     def data_received(self, data: bytes) -> None:
         if self._parser is None:
+            self._active_at = self._loop.time()
             return
         try:
             self._parser.feed_data(data)
@@ -251,7 +254,7 @@ class ClientProtocol:
 
     def shutdown(self) -> None:
         """Close once the answer that is under way is out."""
-        if self._current is None:
+        if self._current is None or self._lingers_since is not None:
             self.transport.close()
         else:
             self._current.keep_alive = False
@@ -357,7 +360,7 @@ class ClientProtocol:
         answer before its connection is reset."""
         if linger and self.transport.can_write_eof() and not self.transport.is_closing():
             self._parser = None
-            self._lingering = True
+            self._lingers_since = self._active_at = self._loop.time()
             self._paused = False
             self.transport.resume_reading()
             self.transport.write_eof()
@@ -367,10 +370,12 @@ class ClientProtocol:
     def _check_idle(self) -> None:
         """Close a connection that is idle for too long, or whose request never gets complete."""
         now = self._loop.time()
-        if self._lingering:
-            self.transport.close()
-            return
-        if self._undecided is not None:
+        if self._lingers_since is not None:
+            quiet = now - self._active_at >= self._check_seconds
+            if quiet or now - self._lingers_since > _LINGER_SECONDS:
+                self.transport.close()
+                return
+        elif self._undecided is not None:
             self._run(self._undecided)
         elif self._current is None:
             began = self._head_began_at

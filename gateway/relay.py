@@ -18,6 +18,7 @@ from gateway.errors import (
     ModelNotFoundError,
     NotReadyError,
     OverloadedError,
+    QuotaExhaustedError,
     RateLimitedError,
     TooLargeError,
     UpstreamError,
@@ -52,6 +53,8 @@ _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _JSON: Final = (b"content-type", b"application/json")
 _CLOSE: Final = (b"connection", b"close")
 _RETRY_AFTER: Final = (b"retry-after", b"1")
+# OpenAI's clients go by it before anything else: those in JavaScript would sleep out the month.
+_NO_RETRY: Final = (b"x-should-retry", b"false")
 _FALLBACK: Final = (b"x-sluice-fallback", b"1")
 _WATCH_AFTER_SECONDS: Final = 0.02
 
@@ -429,6 +432,14 @@ def find_lane(view: View, key: ApiKey, model: str) -> Lane:
     return lane
 
 
+def request_name(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The client's own name for its request, where it has one that can be used."""
+    for name, value in headers:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return value.decode()
+    return None
+
+
 async def send_error(
     send: Send,
     error: SluiceError,
@@ -447,6 +458,8 @@ async def send_error(
     ]
     if isinstance(error, RateLimitedError):
         headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after)))
+        if isinstance(error, QuotaExhaustedError):
+            headers.append(_NO_RETRY)
     elif error.status == 503:
         headers.append(_RETRY_AFTER)
     if close or error.status == 413:

@@ -172,6 +172,15 @@ async def test_what_is_no_request_is_a_400(gateway: RunningGateway, body: bytes)
     assert answer.headers["x-request-id"]
 
 
+async def test_every_answer_has_the_name_of_its_request(gateway: RunningGateway) -> None:
+    for path, status in (("/v1/models", 200), ("/v1/models/r", 200), ("/v1/models/nobody", 404)):
+        named = await gateway.send("GET", path, headers={"x-request-id": "mine-1"})
+        assert (named.status, named.headers["x-request-id"]) == (status, "mine-1")
+        assert (await gateway.send("GET", path)).headers["x-request-id"]
+    hostile = await gateway.send("GET", "/v1/models", headers={"x-request-id": "a b"})
+    assert hostile.headers["x-request-id"] != "a b"
+
+
 async def test_unknown_paths_and_methods_are_clear(gateway: RunningGateway) -> None:
     assert (await gateway.send("GET", "/v1/nothing")).status == 404
     assert (await gateway.send("GET", "/v1/chat/completions")).status == 405

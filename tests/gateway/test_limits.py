@@ -153,6 +153,8 @@ async def test_a_month_is_one_for_all_and_survives_a_restart(
         error = reply.json()["error"]
         assert (error["type"], error["code"]) == ("insufficient_quota", "insufficient_quota")
         assert int(reply.headers["retry-after"]) > 0
+        # OpenAI's clients would ask again, and one of them only after so many seconds.
+        assert reply.headers["x-should-retry"] == "false"
         await first(both.other, 429)
         asked = len(engine.inference_requests)
         assert await both.ask(10) == [429] * 10

@@ -155,6 +155,22 @@ async def test_a_client_that_sends_too_much_reads_why(gateway: RunningGateway) -
         assert json.loads(body)["error"]["code"] == "request_too_large"
 
 
+async def test_a_client_that_sends_too_much_may_finish_first(
+    engine: StubEngine, tmp_path: Path
+) -> None:
+    """Most clients read no answer before they have sent all: a reset would be all they see."""
+    config = settings(tmp_path, engine.url, maximum_body_bytes=1_000, stall_seconds=2.0)
+    async with serving(config, catalog(engine.url)) as gateway, connected(gateway) as wire:
+        wire.send(HEAD + b"content-length: 1000000\r\n\r\n")
+        # Longer than the gateway takes between two looks at its connections.
+        for _ in range(100):
+            wire.send(b"x" * 10_000)
+            await wire.flushed()
+            await asyncio.sleep(0.012)
+        assert (await wire.answer())[0] == 413
+        assert await wire.rest() == b""
+
+
 async def test_a_client_that_leaves_while_it_sends_is_forgotten(gateway: RunningGateway) -> None:
     async with connected(gateway) as wire:
         wire.send(HEAD + b"content-length: 500\r\n\r\n" + b"x" * 100)
