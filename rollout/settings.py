@@ -127,13 +127,11 @@ class EngineSection(Section):
         )
 
 
-class RouteSection(Section):
-    """`schema` is a path, relative to the configuration file."""
+class RouteFields(Section):
+    """What is said of a route, in the file as over the API."""
 
-    name: str
     engine: str
     comparator: Comparator = "text"
-    schema_path: str | None = Field(None, alias="schema")
     slo: Slo = Slo()
     capture: float = Field(0.1, ge=0, le=1)
     capture_idle: float = Field(0.0, ge=0, le=1)
@@ -143,6 +141,31 @@ class RouteSection(Section):
     judge: Judge | None = None
     evaluation: EvaluationRules = EvaluationRules()
     retrain: Retrain | None = None
+
+    def made(self, name: str, schema: str | None) -> Route:
+        """The route under this name, with the text of its schema."""
+        return Route(
+            name=name,
+            engine=self.engine,
+            comparator=self.comparator,
+            schema=schema,
+            slo=self.slo,
+            capture=self.capture,
+            policy=self.policy,
+            capture_idle=self.capture_idle,
+            json_rules=self.json_rules,
+            semantic=self.semantic,
+            judge=self.judge,
+            evaluation=self.evaluation,
+            retrain=self.retrain,
+        )
+
+
+class RouteSection(RouteFields):
+    """`schema` is a path, relative to the configuration file."""
+
+    name: str
+    schema_path: str | None = Field(None, alias="schema")
 
     @field_validator("name")
     @classmethod
@@ -157,35 +180,17 @@ class RouteSection(Section):
         servable = servable_gates(self.slo, self.schema_path)
         for field, problem in policy_problems(self.policy, servable):
             raise _problem(f"policy.{field}", problem)
-        for field, problem in route_problems(self._made(None)):
+        for field, problem in route_problems(self.made(self.name, None)):
             raise _problem(field, problem)
         return self
 
     def route(self, folder: Path) -> Route:
-        return self._made(
-            None if self.schema_path is None else _read_schema(folder / self.schema_path)
-        )
+        path = self.schema_path
+        return self.made(self.name, None if path is None else _read_schema(folder / path))
 
     def named_engines(self) -> Iterator[tuple[str, str]]:
         """The engines that it needs, each with the key that names it."""
-        return named_engines(self._made(None))
-
-    def _made(self, schema: str | None) -> Route:
-        return Route(
-            name=self.name,
-            engine=self.engine,
-            comparator=self.comparator,
-            schema=schema,
-            slo=self.slo,
-            capture=self.capture,
-            policy=self.policy,
-            capture_idle=self.capture_idle,
-            json_rules=self.json_rules,
-            semantic=self.semantic,
-            judge=self.judge,
-            evaluation=self.evaluation,
-            retrain=self.retrain,
-        )
+        return named_engines(self.made(self.name, None))
 
 
 class Settings(BaseModel):

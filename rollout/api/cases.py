@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request, status
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from rollout.api.limits import read_body
 from rollout.api.security import Admin, ControlPlane, Labeler, Reader, Trainer
 from rollout.cases import CaseState, Choice, Label
 from rollout.control import cases, erasure
@@ -15,8 +16,6 @@ from rollout.errors import InvalidInputError
 from rollout.records import CaseStats
 
 router = APIRouter(prefix="/cases", tags=["cases"])
-
-_MAXIMUM_IMPORT_BYTES = 256 * 1024 * 1024
 
 
 class ClaimBody(BaseModel):
@@ -101,7 +100,7 @@ async def get_export(
 @router.post("/import")
 async def post_import(control: ControlPlane, caller: Trainer, request: Request) -> Imported:
     """Add exported lines; known ones are skipped. A broken line refuses all of them."""
-    return await cases.bring_in(control, caller, await _bounded_body(request))
+    return await cases.bring_in(control, caller, await read_body(request))
 
 
 @router.post("/claim")
@@ -129,14 +128,3 @@ async def get_labels(control: ControlPlane, caller: Trainer, case: str) -> Seque
 async def post_release(control: ControlPlane, caller: Labeler, case: str) -> None:
     """Give a claimed case back unlabelled."""
     await cases.release(control, caller, case)
-
-
-async def _bounded_body(request: Request) -> bytes:
-    chunks = bytearray()
-    async for chunk in request.stream():
-        chunks += chunk
-        if len(chunks) > _MAXIMUM_IMPORT_BYTES:
-            raise InvalidInputError(
-                f"more than {_MAXIMUM_IMPORT_BYTES // 2**20} MiB: import the file in parts"
-            )
-    return bytes(chunks)

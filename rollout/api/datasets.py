@@ -5,19 +5,18 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query, Request, Response, status
 from pydantic import BaseModel, ConfigDict, Field
 
+from rollout.api.limits import read_body
 from rollout.api.security import ControlPlane, Reader, Trainer
 from rollout.control import datasets
 from rollout.control.access import require_route
 from rollout.control.views import DatasetDifference
 from rollout.datasets import Contradiction, Dropped, Manifest, Split
-from rollout.errors import InvalidInputError
 from rollout.formats import Format
 from rollout.runs import TrainingRun
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
 IMPORT_PATH: Final = "/datasets/import"
-_MAXIMUM_IMPORT_BYTES: Final = 256 * 2**20
 # A proxy in between must not lose patience.
 _LONGEST_WAIT: Final = 25.0
 
@@ -69,7 +68,7 @@ async def post_import(
         control,
         caller,
         route,
-        await _bounded_body(request),
+        await read_body(request),
         name=format,
         file=file,
         config=shares.model_dump(exclude_none=True),
@@ -125,14 +124,3 @@ async def get_diff(
 ) -> DatasetDifference:
     """What became of each of its rows in another dataset, `after`."""
     return await datasets.compare(control, caller, digest, after)
-
-
-async def _bounded_body(request: Request) -> bytes:
-    chunks = bytearray()
-    async for chunk in request.stream():
-        chunks += chunk
-        if len(chunks) > _MAXIMUM_IMPORT_BYTES:
-            raise InvalidInputError(
-                f"more than {_MAXIMUM_IMPORT_BYTES // 2**20} MiB: import the file in parts"
-            )
-    return bytes(chunks)

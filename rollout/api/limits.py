@@ -1,6 +1,7 @@
 """Bounds what a request may send, so that nobody fills the controller's memory."""
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -8,6 +9,7 @@ from rollout.errors import InvalidInputError
 
 # Prompts with many examples are the largest that is sent; imports are read in pieces instead.
 _MAXIMUM_BYTES = 4 * 1024 * 1024
+_MAXIMUM_IMPORT_BYTES = 256 * 1024 * 1024
 
 
 class BodyLimit:
@@ -36,6 +38,20 @@ class BodyLimit:
             return message
 
         await self._app(scope, bounded, send)
+
+
+async def read_body(
+    request: Request,
+    most: int = _MAXIMUM_IMPORT_BYTES,
+    otherwise: str = "import the file in parts",
+) -> bytes:
+    """The body of an `unlimited` path; one over its own bound is refused with what to do."""
+    chunks = bytearray()
+    async for chunk in request.stream():
+        chunks += chunk
+        if len(chunks) > most:
+            raise InvalidInputError(f"more than {most // 2**20} MiB: {otherwise}")
+    return bytes(chunks)
 
 
 async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:

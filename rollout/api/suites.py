@@ -4,9 +4,9 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Request, Response, status
 
+from rollout.api.limits import read_body
 from rollout.api.security import ControlPlane, Reader, Trainer
 from rollout.control import evaluations
-from rollout.errors import InvalidInputError
 from rollout.suites import SuiteManifest, SuiteStanding
 
 router = APIRouter(prefix="/suites", tags=["suites"])
@@ -25,17 +25,10 @@ async def post_suite(
     note: Annotated[str, Query(max_length=2000)] = "",
 ) -> SuiteManifest:
     """Register lines of JSON: one with the scorers, then a row each. It never changes."""
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > _MAXIMUM_BYTES:
-            raise InvalidInputError(
-                f"more than {_MAXIMUM_BYTES // 2**20} MiB: a suite this large says no more than a "
-                "part of it"
-            )
-    return await evaluations.add_suite(
-        control, caller, route, bytes(content), vault=vault, note=note
+    content = await read_body(
+        request, _MAXIMUM_BYTES, "a suite this large says no more than a part of it"
     )
+    return await evaluations.add_suite(control, caller, route, content, vault=vault, note=note)
 
 
 @router.get("")

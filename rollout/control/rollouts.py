@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import get_args
 
 from rollout.catalog import Catalog
 from rollout.control.context import Control
@@ -40,7 +39,6 @@ from rollout.state import (
 from rollout.stores import Stores
 from rollout.versions import Version, parse_model
 
-VERBS: tuple[Verb, ...] = get_args(Verb)
 # Somebody who names no revision means "whatever it is now"; more than this many commits in
 # between is a fight that a person should see.
 _ATTEMPTS = 5

@@ -21,7 +21,6 @@ KEEP_TRIAL_SECONDS: Final = 90 * 86400
 _PAGE: Final = 100
 
 FLOOR: Final = "floor|"
-JUDGED: Final = "judged|"
 _PAIR_FIELDS: Final = tuple(field.name for field in fields(PairCounts))
 
 Counts = Mapping[str, int]
@@ -285,25 +284,12 @@ def pair_counts(comparison: Comparison) -> dict[str, int]:
         # The step settles a pair only where one side alone keeps the schema.
         won = comparison.outcome == "win"
         found.append("only_candidate_valid" if won else "only_stable_valid")
-    if (judgement := comparison.judgement) is not None:
-        found.append(f"{JUDGED}{judgement.outcome}")
-        if not judgement.consistent:
-            found.append(f"{JUDGED}inconsistent")
     return dict.fromkeys(found, 1)
 
 
 def read_pairs(table: Mapping[str, str], prefix: str = "") -> PairCounts:
     """The pairs of a hash that was counted into, or stable's beside itself."""
     return PairCounts(**{name: int(table.get(f"{prefix}{name}", 0)) for name in _PAIR_FIELDS})
-
-
-def read_judged(table: Mapping[str, str]) -> Counts:
-    """Verdicts of the route's judge: win, loss, tie, and inconsistent among them."""
-    return {
-        name.removeprefix(JUDGED): int(count)
-        for name, count in table.items()
-        if name.startswith(JUDGED)
-    }
 
 
 def _place(route: str, request_id: str) -> str:

@@ -6,9 +6,9 @@ from itertools import islice
 from typing import TypeVar
 
 from rollout.datasets import Manifest, SuiteUse
-from rollout.errors import NotFoundError
 from rollout.stores import keys
 from rollout.stores.codec import decode, encode
+from rollout.stores.digests import find
 from rollout.stores.link import RedisLink
 
 T = TypeVar("T")
@@ -45,21 +45,9 @@ class DatasetStore:
 
     async def get(self, digest: str) -> Manifest:
         """By its digest, or a beginning of it that no other has."""
-        text = await self._link.run("HGET", keys.DATASETS, digest)
-        if text is not None:
-            return decode(Manifest, text)
-        names = await self._link.run("HKEYS", keys.DATASETS)
-        alike = sorted(name for name in names if len(digest) >= 6 and name.startswith(digest))
-        if len(alike) > 1:
-            raise NotFoundError(
-                f"{len(alike)} datasets begin with {digest!r}: give more of the digest",
-                param="digest",
-            )
-        if not alike:
-            raise NotFoundError(
-                f"there is no dataset {digest!r}: `sluice dataset list` shows them", param="digest"
-            )
-        return decode(Manifest, await self._link.run("HGET", keys.DATASETS, alike[0]))
+        return decode(
+            Manifest, await find(self._link, keys.DATASETS, digest, "dataset", param="digest")
+        )
 
     async def list(self, route: str | None = None) -> Sequence[Manifest]:
         """The newest first."""

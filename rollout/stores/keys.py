@@ -128,7 +128,7 @@ def units(route: str, trial: str, kind: str) -> str:
 
 def pairs(route: str, trial: str) -> str:
     """Hash: agree, disagree, failed, wins, losses, … -> integer; `floor|…` the same of stable
-    beside itself; `judged|win`, `judged|inconsistent`, … verdicts of the route's judge."""
+    beside itself."""
     return f"{_PREFIX}:pairs:{route}:{trial}"
 
 

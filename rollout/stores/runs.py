@@ -10,6 +10,7 @@ from rollout.evidence import Report
 from rollout.runs import ENDED, RunEvent, RunKind, RunState, TrainingRun
 from rollout.stores import keys
 from rollout.stores.codec import decode, encode, milliseconds
+from rollout.stores.digests import find
 from rollout.stores.link import BLOCK_SECONDS, RedisLink
 
 _MAXIMUM_EVENTS = 5_000
@@ -246,17 +247,7 @@ class ReportStore:
 
     async def get(self, report_id: str) -> Report:
         """By its id, or a beginning of it that no other has."""
-        text = await self._link.run("HGET", keys.REPORTS, report_id)
-        if text is None:
-            names = await self._link.run("HKEYS", keys.REPORTS)
-            alike = [name for name in names if len(report_id) >= 6 and name.startswith(report_id)]
-            if len(alike) != 1:
-                raise NotFoundError(
-                    f"{len(alike) or 'no'} reports begin with {report_id!r}: `sluice report list` "
-                    "shows them",
-                    param="report",
-                )
-            text = await self._link.run("HGET", keys.REPORTS, alike[0])
+        text = await find(self._link, keys.REPORTS, report_id, "report", param="report")
         return decode(Report, text)
 
     async def list(

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from rollout.errors import NotFoundError
 from rollout.stores import keys
 from rollout.stores.codec import decode, encode
+from rollout.stores.digests import find
 from rollout.stores.link import RedisLink
 from rollout.suites import Look, SuiteManifest
 
@@ -21,17 +21,8 @@ class SuiteStore:
     async def get(self, digest: str) -> SuiteManifest:
         """By its digest, a beginning of it that no other has, or its name."""
         wanted = digest.rpartition(":")[2]
-        table = await self._link.run("HGETALL", keys.SUITE_INDEX)
-        alike = [name for name in table if len(wanted) >= 6 and name.startswith(wanted)]
-        if len(alike) > 1:
-            raise NotFoundError(
-                f"{len(alike)} suites begin with {wanted!r}: give more of the digest", param="suite"
-            )
-        if not alike:
-            raise NotFoundError(
-                f"there is no suite {digest!r}: `sluice suite list` shows them", param="suite"
-            )
-        return decode(SuiteManifest, table[alike[0]])
+        text = await find(self._link, keys.SUITE_INDEX, wanted, "suite", param="suite")
+        return decode(SuiteManifest, text)
 
     async def list(self, route: str | None = None) -> Sequence[SuiteManifest]:
         """The newest first."""

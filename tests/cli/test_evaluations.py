@@ -118,7 +118,7 @@ REFUSED = {
     ("eval", ADAPTED, "--scorer", "exact"): "a suite has its scorers",
     ("suite", "add", "triage", "nowhere.jsonl"): "cannot read nowhere.jsonl",
     ("report", "show", ADAPTED): "was never evaluated",
-    ("report", "show", "ffffff"): "no reports begin with",
+    ("report", "show", "ffffff"): "there is no report",
 }
 
 

@@ -24,7 +24,6 @@ from rollout.exchanges import Answer, Exchange, Judgement
 from rollout.policy import Policy
 from rollout.routes import Judge, Route, Semantic
 from rollout.stores import open_stores
-from rollout.stores.captures import read_judged
 from rollout.versions import Version
 from tests.engines import VllmServer
 from tests.gateway.shadowing import (
@@ -314,8 +313,3 @@ def test_similarity_has_bounds_and_no_direction(one: list[float], other: list[fl
     assert -1.0 <= near <= 1.0
     assert near == pytest.approx(similarity(other, one))
     assert 0.0 <= semantic_score(near, None) < 1.0
-
-
-def test_verdicts_are_counted_beside_the_pairs() -> None:
-    table = {"agree": "3", "judged|win": "2", "judged|inconsistent": "1", "floor|agree": "4"}
-    assert read_judged(table) == {"win": 2, "inconsistent": 1}
