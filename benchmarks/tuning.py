@@ -22,9 +22,10 @@ from rollout.evidence import Beside, Report, Score
 from rollout.settings import VllmSection
 from rollout.vllm import vllm_command, vllm_environment
 from trainer.base import BaseModel
+from trainer.bundle import PINS_FILE
 from trainer.config import TrainingConfig
 from trainer.evaluate import Gateway, Graded, Messages, answer_suite
-from trainer.job import PINS_FILE, Job
+from trainer.job import Job
 from trainer.process import run_job
 from trainer.reporting import Answers, Circumstances, beforehand, make_report
 from trainer.suites import Suite

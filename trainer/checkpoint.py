@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from rollout.errors import UnavailableError
-
-_FILE = "checkpoint.pt"
+from trainer.folders import CHECKPOINT_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class Checkpoint:
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Write it beside the last one, then put it in its place. Raises UnavailableError."""
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".{_FILE}.{os.getpid()}"
+    draft = folder / f".{CHECKPOINT_FILE}.{os.getpid()}"
     state = {
         "job": checkpoint.job,
         "step": checkpoint.step,
@@ -58,7 +57,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(folder / _FILE)
+        draft.replace(folder / CHECKPOINT_FILE)
     except (OSError, RuntimeError) as exc:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
@@ -73,7 +72,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 def load(folder: Path, job: str) -> Checkpoint | None:
     """The last checkpoint of that job, or None where there is none that can be read."""
     try:
-        state = torch.load(folder / _FILE, weights_only=True, map_location="cpu")
+        state = torch.load(folder / CHECKPOINT_FILE, weights_only=True, map_location="cpu")
     except (OSError, RuntimeError, EOFError, ValueError):
         return None
     if state.get("job") != job:

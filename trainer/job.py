@@ -7,36 +7,29 @@ asks it to stop nor one that was killed. Its memory goes with it, and running ou
 nobody else along.
 """
 
-import fcntl
 import json
 import os
-import platform
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rollout.errors import ConflictError, SluiceError
+from rollout.errors import SluiceError
 from rollout.versions import Prompt
 from trainer.base import BaseModel
+from trainer.bundle import PINS_FILE, PROBES_FILE, pins_of, probes_of, rounding_of
 from trainer.config import TrainingConfig
 from trainer.dataset import Dataset
 from trainer.dataset import load as load_dataset
-from trainer.rendering import TEMPLATE_ARGUMENTS, Rendered, stop_ids, with_prompt
+from trainer.folders import CHECKPOINTS, hold
+from trainer.rendering import stop_ids, with_prompt
 
 if TYPE_CHECKING:
     from trainer.packing import Item
 
-PROBES_FILE = "probes.json"
-PINS_FILE = "pins.json"
-
-# A step, and then the checkpoint.
-_LOCK_SECONDS = 120.0
 STOPPED_STATUS = 3
 FAILED_STATUS = 1
 
@@ -45,10 +38,6 @@ ENGINE_KEY = "SLUICE_ENGINE_KEY"
 # What torch says of a GPU's memory, and of the machine's.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 _COMPARED_PROMPTS = 4
-# Enough that no other adapter passes by chance, few enough that proving takes seconds.
-_PROBES = 8
-_PROBED_TOKENS = 64
-_LIBRARIES = ("sluice", "torch", "transformers", "peft", "tokenizers", "safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +73,6 @@ class Job:
         return Path(self.folder) / "dataset.jsonl"
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """A prompt with an answer, and what the trainer's model gives its last tokens.
-
-    `ids` are prompt and answer; `adapter` and `base` the log-probabilities (nats) of the last
-    tokens of `ids`, with the adapter and without.
-    """
-
-    messages: Sequence[Mapping[str, Any]]
-    ids: Sequence[int]
-    prompt_tokens: int
-    adapter: Sequence[float]
-    base: Sequence[float]
-
-
 Report = Callable[[Mapping[str, Any]], None]
 
 
@@ -116,9 +90,9 @@ def carry_out(job: Job, report: Report, should_stop: Callable[[], bool]) -> None
     else:
         model, facts = _train_here(job, run, draft, report, should_stop)
     if model is not None:
-        probes = _probes(model, run.dataset, run.renderer)
+        probes = probes_of(model, run.dataset, run.renderer)
         _write_json(draft / PROBES_FILE, [asdict(probe) for probe in probes])
-        facts = {**facts, "rounding": _rounding(model, probes, run)}
+        facts = {**facts, "rounding": rounding_of(model, probes, run.dtype)}
     _write_json(draft / PINS_FILE, {**run.pins, "dtype": _short(run.dtype), **facts})
     shutil.rmtree(job.bundle, ignore_errors=True)
     draft.rename(job.bundle)
@@ -158,7 +132,7 @@ def _prepare(job: Job, report: Report) -> _Run:
     stated = (base.path / "generation_config.json").is_file()
     generation = GenerationConfig.from_pretrained(base.path) if stated else None
     renderer = Renderer(tokenizer, stop_ids(tokenizer, generation), prompt, config.max_length)
-    pins = _pins(job, base, dataset, config, prompt)
+    pins = pins_of(base, job.base_revision, dataset, config, prompt)
     run = _Run(config, base, dataset, prompt, pins, device, dtype, tokenizer, renderer)
     _compare_prompts(job, run, report)
     return run
@@ -186,9 +160,7 @@ def _train_here(
     job: Job, run: _Run, draft: Path, report: Report, should_stop: Callable[[], bool]
 ) -> tuple[Any, Mapping[str, Any]]:
     """The model to take probes of (none of a model of its own), and what is worth a pin."""
-    from rollout.adapters import check_adapter
     from trainer import loop, models
-    from trainer.adapter import save_adapter, save_full
     from trainer.items import check_items, items_of
     from trainer.ranks import join
 
@@ -208,12 +180,14 @@ def _train_here(
         on_step=lambda progress: report({"progress": asdict(progress)}),
         should_stop=should_stop,
         checkpointing=loop.Checkpointing(
-            Path(job.folder) / "checkpoint", run.pins["job"], job.checkpoint_seconds
+            Path(job.folder) / CHECKPOINTS, run.pins["job"], job.checkpoint_seconds
         ),
         ranks=ranks,
     )
     if ranks.number:
         raise SystemExit(0)
+    said = f"trained {done.steps} steps, {done.tokens:,} tokens, loss {done.loss:.3f}"
+    report({"message": said, "dropped": dropped})
     facts = {
         "steps": done.steps,
         "tokens": done.tokens,
@@ -222,22 +196,25 @@ def _train_here(
         "kept_step": done.kept,
         "validation_loss": done.validation_loss,
     }
-    report(
-        {
-            "message": f"trained {done.steps} steps, {done.tokens:,} tokens, loss {done.loss:.3f}",
-            "dropped": dropped,
-        }
-    )
-    if config.weights == "full":
+    return _save(job, run, model, device, draft), facts
+
+
+def _save(job: Job, run: _Run, model: Any, device: Any, draft: Path) -> Any:
+    """The model to take probes of, as an engine will have it; none of a model of its own."""
+    from rollout.adapters import check_adapter
+    from trainer import models
+    from trainer.adapter import save_adapter, save_full
+
+    if run.config.weights == "full":
         save_full(model, run.tokenizer, draft, models.stored_dtype(run.base))
-        return None, facts
+        return None
     save_adapter(model, draft, job.base)
     check_adapter(draft, max_rank=job.max_rank, base_name=job.base, base_shapes=run.base.shapes())
-    if config.weights == "qlora":
+    if run.config.weights == "qlora":
         # The engine has the base as it is, not in four bits.
         del model
         model = models.with_adapter(models.load_base(run.base, device, run.dtype), draft)
-    return model, facts
+    return model
 
 
 def _with_reference(
@@ -297,96 +274,6 @@ def _train_elsewhere(
     return model, {"external": command.template, "rank": info.rank, "alpha": info.alpha}
 
 
-def _pins(
-    job: Job, base: BaseModel, dataset: Dataset, config: TrainingConfig, prompt: Prompt | None
-) -> dict[str, Any]:
-    """All that decides what comes out; nothing in it differs when the same is trained again."""
-    import hashlib
-
-    pins: dict[str, Any] = {
-        "base": base.name,
-        "base_revision": job.base_revision,
-        "base_sha256": dict(base.pins()),
-        "chat_template_arguments": TEMPLATE_ARGUMENTS,
-        "dataset": dataset.digest,
-        "config": asdict(config),
-        "config_digest": config.digest(),
-        "prompt": None if prompt is None else asdict(prompt),
-        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
-        "python": platform.python_version(),
-        "code": _code_digest(),
-    }
-    text = json.dumps(pins, sort_keys=True)
-    return {**pins, "job": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _code_digest() -> str:
-    """Of the trainer's own sources, for a version's number is the same for a day of changes."""
-    import hashlib
-
-    total = hashlib.sha256()
-    folder = Path(__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        total.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    return total.hexdigest()
-
-
-def _rounding(model: Any, probes: Sequence[Probe], run: _Run) -> float:
-    """How far the base's log-probabilities move between float32 and bfloat16, in nats, on average
-    over the probed tokens: what an engine in the other type may differ by. The model is used up."""
-    import torch
-
-    from trainer.methods.likelihood import log_probabilities
-    from trainer.packing import Item, pack
-
-    model.to(torch.float32 if run.dtype == torch.bfloat16 else torch.bfloat16)
-    device = next(model.parameters()).device
-    differences: list[float] = []
-    for probe in probes:
-        count = len(probe.base)
-        whole = Rendered(tuple(probe.ids), len(probe.ids) - count)
-        with torch.no_grad(), model.disable_adapter():
-            moved = log_probabilities(model, pack([Item((whole,))]).to(device)).float().tolist()
-        differences += [abs(a - b) for a, b in zip(moved, probe.base, strict=True)]
-    return round(sum(differences) / max(1, len(differences)), 6)
-
-
-def _probes(model: Any, dataset: Dataset, renderer: Any) -> list[Probe]:
-    """`renderer` is the run's `items.Renderer`."""
-    import torch
-
-    from trainer.items import answer_of
-    from trainer.methods.likelihood import log_probabilities
-    from trainer.packing import Item, pack
-
-    probes: list[Probe] = []
-    device = next(model.parameters()).device
-    rows = dataset.split("heldout") or dataset.split("train")
-    for row in rows:
-        whole = renderer(row.case, row.messages, answer_of(row), row.tools)
-        if whole is None:
-            continue
-        # The prompt's own tokens tell adapters apart as well as the answer's.
-        probed = Rendered(whole.ids, max(1, len(whole.ids) - _PROBED_TOKENS))
-        packed = pack([Item((probed,))]).to(device)
-        with torch.no_grad():
-            adapted = log_probabilities(model, packed).tolist()
-            with model.disable_adapter():
-                plain = log_probabilities(model, packed).tolist()
-        probes.append(
-            Probe(
-                messages=with_prompt(row.messages, renderer.prompt),
-                ids=list(whole.ids),
-                prompt_tokens=whole.answer_start,
-                adapter=[round(each, 6) for each in adapted],
-                base=[round(each, 6) for each in plain],
-            )
-        )
-        if len(probes) == _PROBES:
-            break
-    return probes
-
-
 def _short(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -410,7 +297,7 @@ def main(argv: Sequence[str]) -> int:
     first = int(os.environ.get("RANK", "0")) == 0
     alone: TextIO | None = None
     try:
-        alone = _hold(Path(job.folder)) if first else None
+        alone = hold(Path(job.folder)) if first else None
         carry_out(
             job,
             lambda line: _say(lines, line) if first else None,
@@ -428,25 +315,6 @@ def main(argv: Sequence[str]) -> int:
         if alone is not None:
             alone.close()
     return 0
-
-
-def _hold(folder: Path) -> TextIO:
-    """Wait until no other job works in the folder: one whose trainer was killed may still be saving
-    its state. Raises ConflictError where that takes too long."""
-    lock = (folder / "lock").open("w", encoding="utf-8")
-    until = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise ConflictError(
-                    f"another training process still works in {folder}: end it, then start the run "
-                    "again"
-                ) from None
-            time.sleep(0.2)
-        else:
-            return lock
 
 
 def _watch_input(stopping: threading.Event) -> None:

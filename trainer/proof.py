@@ -23,7 +23,7 @@ import httpx2
 from rollout.engines import Engine
 from rollout.errors import EngineUnavailableError, UnservableError
 from rollout.versions import Version
-from trainer.job import Probe
+from trainer.bundle import Probe
 
 _TIMEOUT_SECONDS = 120.0
 # Of tokens this unlikely nobody can say more than that.

@@ -14,7 +14,7 @@ from rollout.runs import TrainingRun
 from rollout.serving import wait_resident
 from rollout.stores import Stores
 from rollout.versions import Prompt, Version
-from trainer.job import PINS_FILE, PROBES_FILE, Probe
+from trainer.bundle import PINS_FILE, PROBES_FILE, Probe
 from trainer.proof import Proof, prove
 
 # What can be read without running what is in it.

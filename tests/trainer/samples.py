@@ -1,9 +1,11 @@
 """Labelled cases by the dozen, of a kind that a tiny model can learn, and what a run needs."""
 
 import asyncio
+import contextlib
+import socket
 import uuid
 import zlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -103,9 +105,11 @@ def settings_for(
         "threads": 1,
         "nice": 0,
         "poll_seconds": 0.05,
-        "lease_seconds": 3.0,
+        # A machine that is busy with other things must not lose it by that.
+        "lease_seconds": 6.0,
         "checkpoint_seconds": 0.05,
-        "load_seconds": 60.0,
+        # Where no engine is there, a run is in its publishing for as long.
+        "load_seconds": 240.0,
     }
     return Settings(
         data_dir=folder / "data",
@@ -115,7 +119,16 @@ def settings_for(
     )
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> None:
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port that the system gives to nobody else: whoever asks for it by its number may listen."""
+    with socket.socket() as reserving:
+        reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserving.bind(("127.0.0.1", 0))
+        yield reserving.getsockname()[1]
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 120.0) -> None:
     """Wait until it is so; TimeoutError where that takes too long."""
     async with asyncio.timeout(seconds):
         while not await condition():

@@ -16,9 +16,10 @@ from rollout.datasets import Dataset, Example, Unanswered, from_rows
 from rollout.errors import InvalidInputError, UnservableError
 from tests.trainer import train_with_peft
 from tests.trainer.samples import sentences
+from trainer.bundle import PINS_FILE, PROBES_FILE
 from trainer.config import TrainingConfig
 from trainer.external import ExternalError, StoppedExternallyError, admit, check_command
-from trainer.job import PINS_FILE, PROBES_FILE, Job, carry_out
+from trainer.job import Job, carry_out
 
 TRAIN_WITH_PEFT = Path(train_with_peft.__file__)
 

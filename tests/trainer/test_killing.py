@@ -19,7 +19,8 @@ from rollout.artifacts import ArtifactStore
 from rollout.errors import SluiceError
 from tests.trainer.test_job import dataset
 from trainer.config import TrainingConfig
-from trainer.job import Job, _hold
+from trainer.folders import hold
+from trainer.job import Job
 
 # Each of these changes the disk, or is about to.
 _WRITING = frozenset(
@@ -176,17 +177,17 @@ def test_a_job_killed_while_it_publishes_leaves_nothing_or_all_of_it(
 
 
 def test_two_jobs_of_one_folder_take_turns(tmp_path: Path) -> None:
-    first, had = _hold(tmp_path), threading.Event()
+    first, had = hold(tmp_path), threading.Event()
 
     def wait() -> None:
-        with _hold(tmp_path):
+        with hold(tmp_path):
             had.set()
 
     second = threading.Thread(target=wait)
     second.start()
     assert not had.wait(0.3)
     first.close()
-    assert had.wait(10)
+    assert had.wait(60)
     second.join()
 
 

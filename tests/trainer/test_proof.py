@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rollout.artifacts import ArtifactStore
 from rollout.errors import UnservableError
-from trainer.job import Probe
+from trainer.bundle import Probe
 from trainer.proof import Proof, judge, measure
 from trainer.publish import publish_bundle
 

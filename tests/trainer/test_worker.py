@@ -14,16 +14,19 @@ import pytest
 
 from rollout.artifacts import ArtifactStore
 from rollout.errors import LeaseLostError
-from rollout.runs import RunState, TrainingRun
+from rollout.runs import RunEvent, RunState, TrainingRun
 from rollout.settings import ArtifactsSection, Settings, check_section
 from rollout.stores import Stores, open_stores
 from tests.chaos import ChaosProxy
 from tests.trainer.samples import sentences, settings_for, training_run, until
-from trainer.job import _hold
+from trainer.folders import hold
 from trainer.settings import TrainerSettings
 from trainer.worker import Worker
 
 pytestmark = pytest.mark.anyio
+
+# Nobody waits for its end, and no machine is so fast that it comes in between.
+ENDLESS = {"epochs": 1000}
 
 
 @contextlib.asynccontextmanager
@@ -47,11 +50,30 @@ async def enqueue(stores: Stores, *, labels: int = 60, **config: Any) -> Trainin
 
 
 async def wait_for(stores: Stores, run: TrainingRun, *states: RunState) -> TrainingRun:
-    async def there() -> bool:
-        return (await stores.runs.get(run.id)).state in states
+    """The run in one of these states. Without an engine it stays in "publishing" for minutes."""
+    found = run
 
-    await until(there, seconds=120)
-    return await stores.runs.get(run.id)
+    async def there() -> bool:
+        nonlocal found
+        found = await stores.runs.get(run.id)
+        return found.state in states
+
+    await until(there, seconds=240)
+    return found
+
+
+async def wait_until_begun(stores: Stores, run: TrainingRun, jobs: int) -> None:
+    """Until so many jobs, and no more, have begun to train it."""
+
+    async def begun() -> bool:
+        events = await stores.runs.events(run.id)
+        return sum(event.message.startswith("loading") for _, event in events) == jobs
+
+    await until(begun)
+
+
+async def last_entry(stores: Stores, run: TrainingRun) -> str:
+    return (await stores.runs.events(run.id))[-1][0]
 
 
 def as_toml(settings: Settings) -> str:
@@ -70,14 +92,43 @@ def as_toml(settings: Settings) -> str:
     )
 
 
-async def wait_for_step(stores: Stores, run: TrainingRun) -> None:
-    """Until the loop has taken a step."""
+async def steps(stores: Stores, run: TrainingRun, after: str = "0") -> list[RunEvent]:
+    """What was told of the loop's steps, at most one a second."""
+    events = await stores.runs.events(run.id, after=after)
+    return [event for _, event in events if "loss" in event.values]
+
+
+async def wait_for_steps(stores: Stores, run: TrainingRun) -> int:
+    """Until the loop has been at work for seconds; returns how many steps it has done at least.
+
+    One that began anew would not have done as many when it tells of its steps for the first time.
+    """
 
     async def stepping() -> bool:
-        events = await stores.runs.events(run.id)
-        return any("loss" in event.values for _, event in events)
+        return len(await steps(stores, run)) >= 2
 
-    await until(stepping, seconds=120)
+    await until(stepping, seconds=240)
+    return (await steps(stores, run))[1].done
+
+
+async def first_step_after(stores: Stores, run: TrainingRun, position: str) -> int:
+    """How many steps were done when the loop told of them for the first time since then."""
+
+    async def stepping() -> bool:
+        return bool(await steps(stores, run, position))
+
+    await until(stepping, seconds=240)
+    return (await steps(stores, run, position))[0].done
+
+
+async def wait_for_checkpoint(settings: Settings, run: TrainingRun) -> None:
+    """Until the loop has taken a step and saved it, which is long before it tells of it."""
+    file = settings.data_path / "runs" / run.id / "checkpoint" / "checkpoint.pt"
+
+    async def saved() -> bool:
+        return file.is_file()
+
+    await until(saved, seconds=240)
 
 
 async def test_too_few_labels_are_refused_with_how_many_it_takes(
@@ -173,23 +224,22 @@ async def test_a_trainer_that_is_killed_is_followed_by_another_with_the_same_ada
         sys.executable, "-m", "trainer.worker", "--config", str(file), start_new_session=True
     )
     try:
-        await wait_for_step(stores, second)
+        await wait_for_checkpoint(settings, second)
     finally:
         # Its job goes with it, for nobody holds its standard input any more.
         process.kill()
         await process.wait()
     async with working(stores, settings):
         again = await wait_for(stores, second, "publishing", "refused")
-        events = [event for _, event in await stores.runs.events(second.id)]
     assert again.adapter == whole.adapter, again.reason
-    assert sum(event.message.startswith("loading") for event in events) == 2
+    await wait_until_begun(stores, second, 2)
     assert ArtifactStore(settings.artifacts_url).bundles() == [whole.adapter]
 
 
 async def test_a_cancelled_run_stops_at_its_next_step(stores: Stores, settings: Settings) -> None:
-    run = await enqueue(stores, epochs=1000)
+    run = await enqueue(stores, **ENDLESS)
     async with working(stores, settings):
-        await wait_for_step(stores, run)
+        await wait_for_checkpoint(settings, run)
         await stores.runs.request_cancel(run.id)
         ended = await wait_for(stores, run, "cancelled")
     assert ended.reason == "cancelled on request"
@@ -199,34 +249,27 @@ async def test_a_cancelled_run_stops_at_its_next_step(stores: Stores, settings: 
 async def test_a_stopped_trainer_hands_its_run_back_and_the_next_goes_on(
     stores: Stores, settings: Settings
 ) -> None:
-    run = await enqueue(stores, epochs=30)
+    run = await enqueue(stores, **ENDLESS)
     async with working(stores, settings):
-        await wait_for_step(stores, run)
+        done = await wait_for_steps(stores, run)
     handed_back = await stores.runs.get(run.id)
     assert handed_back.state == "queued"
     assert handed_back.dataset is not None
-    (position,) = {entry for entry, _ in (await stores.runs.events(run.id))[-1:]}
+    position = await last_entry(stores, run)
     async with working(stores, settings):
-        # The engine's address leads nowhere: this is as far as it gets.
-        await wait_for(stores, run, "publishing")
-        stepped = [
-            event.done
-            for _, event in await stores.runs.events(run.id, after=position)
-            if "loss" in event.values
-        ]
-    assert stepped[0] > 1
+        assert await first_step_after(stores, run, position) > done
 
 
 async def test_a_paused_run_goes_on_where_it_was_also_on_another_machine(
     stores: Stores, settings: Settings, tmp_path: Path
 ) -> None:
-    run = await enqueue(stores, epochs=30)
+    run = await enqueue(stores, **ENDLESS)
     async with working(stores, settings):
-        await wait_for_step(stores, run)
+        done = await wait_for_steps(stores, run)
         assert await stores.runs.request_pause(run.id)
         paused = await wait_for(stores, run, "paused")
-        assert paused.checkpoint is not None
-        (position,) = {entry for entry, _ in (await stores.runs.events(run.id))[-1:]}
+    assert paused.checkpoint is not None
+    position = await last_entry(stores, run)
     # The other machine shares the artifacts, and nothing else.
     shutil.rmtree(settings.data_path / "runs")
     elsewhere = settings.model_copy(
@@ -237,15 +280,9 @@ async def test_a_paused_run_goes_on_where_it_was_also_on_another_machine(
     )
     async with working(stores, elsewhere):
         await stores.runs.resume(run.id)
-        await wait_for(stores, run, "publishing")
-        steps = [
-            event.done
-            for _, event in await stores.runs.events(run.id, after=position)
-            if "loss" in event.values
-        ]
+        assert await first_step_after(stores, run, position) > done
         await stores.runs.request_cancel(run.id)
         await wait_for(stores, run, "cancelled")
-    assert steps[0] > 1
     assert paused.checkpoint not in ArtifactStore(settings.artifacts_url).documents()
     assert not (elsewhere.data_path / "runs" / run.id).exists()
 
@@ -253,54 +290,47 @@ async def test_a_paused_run_goes_on_where_it_was_also_on_another_machine(
 async def test_a_trainer_that_cannot_reach_the_store_stops_before_another_may_begin(
     stores: Stores, settings: Settings, redis_url: str
 ) -> None:
-    run = await enqueue(stores, epochs=1000)
+    run = await enqueue(stores, **ENDLESS)
     own = check_section(TrainerSettings, settings.trainer, "trainer")
     async with ChaosProxy(redis_url) as proxy, open_stores(proxy.url) as cut_off:
         stopping = asyncio.Event()
         task = asyncio.create_task(Worker(cut_off, settings, own).serve(stopping))
-        await wait_for_step(stores, run)
+        await wait_for_checkpoint(settings, run)
         proxy.up.gate.clear()
         proxy.down.gate.clear()
         # The lease is over, and nobody trains: the next one may.
         async with working(stores, settings):
-
-            async def taken_over() -> bool:
-                events = [event for _, event in await stores.runs.events(run.id)]
-                return sum(event.message.startswith("loading") for event in events) == 2
-
-            await until(taken_over, seconds=60)
-            steps = [e.done for _, e in await stores.runs.events(run.id) if "loss" in e.values]
+            # A job begins when it is alone in the run's folder: the first one has stopped.
+            await wait_until_begun(stores, run, 2)
             proxy.up.gate.set()
             proxy.down.gate.set()
             await stores.runs.request_cancel(run.id)
             await wait_for(stores, run, "cancelled")
         stopping.set()
         await asyncio.wait_for(task, 60)
-    assert steps[0] < 1000
 
 
 async def test_a_run_goes_on_by_itself_once_the_store_is_back(
     stores: Stores, settings: Settings, redis_url: str
 ) -> None:
-    run = await enqueue(stores, epochs=30)
+    run = await enqueue(stores, **ENDLESS)
     own = check_section(TrainerSettings, settings.trainer, "trainer")
     async with ChaosProxy(redis_url) as proxy, open_stores(proxy.url) as cut_off:
         stopping = asyncio.Event()
         task = asyncio.create_task(Worker(cut_off, settings, own).serve(stopping))
-        await wait_for_step(stores, run)
+        await wait_for_checkpoint(settings, run)
         proxy.cut()
         for way in (proxy.up, proxy.down):
             way.gate.clear()
         # Nobody works in its folder any more: it was saved and stopped.
-        (await asyncio.to_thread(_hold, settings.data_path / "runs" / run.id)).close()
+        (await asyncio.to_thread(hold, settings.data_path / "runs" / run.id)).close()
         for way in (proxy.up, proxy.down):
             way.gate.set()
-        await wait_for(stores, run, "publishing")
+        await wait_until_begun(stores, run, 2)
         stopping.set()
         await asyncio.wait_for(task, 60)
-    events = [event for _, event in await stores.runs.events(run.id)]
-    assert sum(event.message.startswith("loading") for event in events) == 2
-    assert any(event.stage == "queued" for event in events), "people are told"
+    events = await stores.runs.events(run.id)
+    assert any(event.stage == "queued" for _, event in events), "people are told"
 
 
 async def test_a_run_whose_lease_is_lost_is_left_to_the_other_trainer(
