@@ -144,9 +144,9 @@ class PythonGrader:
             reply = json.loads(line)
         except ValueError as exc:
             raise ValueError(f"it printed {line[:80]!r} where a mark was due") from exc
-        if not isinstance(reply, dict):
-            raise TypeError("it printed no mark")
-        return reply
+        if isinstance(reply, dict):
+            return reply
+        raise ValueError(f"it printed {line[:80]!r} where a mark was due")
 
     async def _end(self) -> str:
         """How it ended; what it started goes with it."""

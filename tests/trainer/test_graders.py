@@ -112,14 +112,23 @@ HOSTILE: Mapping[str, tuple[str, str]] = {
         " return 1",
         "where a mark was due",
     ),
+    "a list": (
+        "import os\ndef grade(s, i):\n"
+        " for f in range(3, 20):\n  try: os.write(f, b'[1]\\n')\n  except OSError: pass\n"
+        " return 1",
+        "where a mark was due",
+    ),
 }
+# Whoever else answers in time has all the time that a slow machine takes.
+SECONDS = {"hangs": 0.4, "sleeps": 0.4}
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", HOSTILE)
 async def test_a_grader_that_misbehaves_is_an_error_of_its_row(kind: str) -> None:
     code, why = HOSTILE[kind]
-    grader = PythonGrader(Scorer("python", code=code, seconds=0.4, memory_mb=256))
+    seconds = SECONDS.get(kind, 60.0)
+    grader = PythonGrader(Scorer("python", code=code, seconds=seconds, memory_mb=256))
     try:
         for _ in range(2):
             got = await grader.mark(row("warm"), Given("warm"))
