@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
@@ -142,27 +141,13 @@ class Evaluator:
         stated = await asyncio.to_thread(beforehand, suite, rules, churn)
         await voice.say(f"{suite.name}: {stated}")
         markers = self._markers(wish)
-        await self._builder.note_suite(wish.route.name, suite, _now())
-        await asyncio.to_thread(self._artifacts.put_document, suite_lines(suite))
-        looks = await self._stores.suites.look(
-            Look(
-                suite.whole or suite.digest,
-                wish.version.name,
-                wish.run,
-                _now(),
-                wish.by,
-                wish.purpose,
-            )
-        )
+        looks = await self._look(wish)
         notes = await self._leaking(wish)
         # Beside itself a version is asked twice, or it could not differ.
         alike = wish.version.name == wish.parent.name
         fresh = wish.fresh or alike or rules.latency_ratio is not None
-        async with AsyncExitStack() as stack:
-            for marker in markers.values():
-                stack.push_async_callback(marker.close)
-            asking = _Asking(self, wish, voice, Marking(suite.scorers, markers), fresh)
-            await stack.enter_async_context(asking.marking)
+        async with Marking(suite.scorers, markers) as marking:
+            asking = _Asking(self, wish, voice, marking, fresh)
             answers = [
                 await asking.ask("version", wish.version),
                 await asking.ask("parent", wish.parent),
@@ -188,6 +173,21 @@ class Evaluator:
         )
         await self._stores.reports.put(report)
         return report
+
+    async def _look(self, wish: Wish) -> int:
+        """Count the look before anything is asked, and keep what is; how many there were."""
+        await self._builder.note_suite(wish.route.name, wish.suite, _now())
+        await asyncio.to_thread(self._artifacts.put_document, suite_lines(wish.suite))
+        return await self._stores.suites.look(
+            Look(
+                wish.suite.whole or wish.suite.digest,
+                wish.version.name,
+                wish.run,
+                _now(),
+                wish.by,
+                wish.purpose,
+            )
+        )
 
     async def _other_ways(
         self, asking: "_Asking", wish: Wish

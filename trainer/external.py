@@ -210,7 +210,6 @@ def _run(
     should_stop: Callable[[], bool],
 ) -> None:
     log = folder / LOG_FILE
-    until = time.monotonic() + command.seconds
     supervisor = str(Path(__file__).with_name("supervise.py"))
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -222,25 +221,8 @@ def _run(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        said = ""
         try:
-            while process.poll() is None:
-                if should_stop():
-                    raise StoppedExternallyError
-                if time.monotonic() > until:
-                    raise ExternalError(
-                        f"the external trainer took longer than {command.seconds:g} s and was ended: "
-                        f"{_last_words(log)}"
-                    )
-                if log.stat().st_size > command.log_mb * 1e6:
-                    raise ExternalError(
-                        f"the external trainer wrote more than {command.log_mb:g} MB to its log and "
-                        f"was ended: {_last_words(log)}"
-                    )
-                if (now := _said(log, 1)) and now != said:
-                    said = now
-                    on_line(said)
-                time.sleep(_LOOK_SECONDS)
+            _watch(process, log, command, on_line, should_stop)
         finally:
             _end(process)
     if last := _said(log, 1):
@@ -249,6 +231,35 @@ def _run(
         raise ExternalError(
             f"the external trainer ended with status {process.returncode}: {_last_words(log)}"
         )
+
+
+def _watch(
+    process: "subprocess.Popen[bytes]",
+    log: Path,
+    command: Command,
+    on_line: Callable[[str], None],
+    should_stop: Callable[[], bool],
+) -> None:
+    """Pass on what it says until it ends. Raises where it may go on no longer."""
+    until = time.monotonic() + command.seconds
+    said = ""
+    while process.poll() is None:
+        if should_stop():
+            raise StoppedExternallyError
+        if time.monotonic() > until:
+            raise ExternalError(
+                f"the external trainer took longer than {command.seconds:g} s and was ended: "
+                f"{_last_words(log)}"
+            )
+        if log.stat().st_size > command.log_mb * 1e6:
+            raise ExternalError(
+                f"the external trainer wrote more than {command.log_mb:g} MB to its log and was "
+                f"ended: {_last_words(log)}"
+            )
+        if (now := _said(log, 1)) and now != said:
+            said = now
+            on_line(said)
+        time.sleep(_LOOK_SECONDS)
 
 
 def _environment(folder: Path) -> dict[str, str]:
