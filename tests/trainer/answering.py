@@ -19,17 +19,24 @@ Reply = str | dict[str, Any] | int
 
 @dataclass
 class Answering:
-    """`asked` are the bodies of all requests so far."""
+    """`asked` are the bodies of all requests so far, `most` is how many there were at once."""
 
     reply: Callable[[Body], Reply]
     url: str = ""
     asked: list[Body] = field(default_factory=list)
+    most: int = 0
+    under_way: int = 0
 
     def models(self) -> list[str]:
         return [body["model"] for body in self.asked]
 
     async def answer(self, request: Request) -> Response:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
         body = await request.json()
+        # Whoever else has asked already is heard before the first is answered.
+        await asyncio.sleep(0.01)
+        self.under_way -= 1
         self.asked.append(body)
         reply = self.reply(body)
         if isinstance(reply, int):

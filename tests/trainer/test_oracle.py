@@ -131,19 +131,33 @@ def texts(kind: str) -> Any:
 
 
 Oracle = Callable[[Sequence[Rendered], TrainingConfig], tuple[float, Gradients]]
+# A trainer of TRL's, its arguments, and the kind of rows that it wants.
+Build = Callable[[Any, Any, str], Any]
 
 
 @pytest.fixture(scope="module")
-def sft(base: BaseModel, tokenizer: Any, trl_options: Mapping[str, Any]) -> Oracle:
+def build(base: BaseModel, tokenizer: Any) -> Build:
+    def built(kind: Any, arguments: Any, rows: str) -> Any:
+        trainer = kind(
+            trained_a_little(base),
+            args=arguments,
+            train_dataset=texts(rows),
+            processing_class=tokenizer,
+        )
+        # Some take an adapter that they are given as the reference, where ours is the base.
+        if "ref" in trainer.model.peft_config:
+            trainer.model.delete_adapter("ref")
+        return trainer
+
+    return built
+
+
+@pytest.fixture(scope="module")
+def sft(build: Build, trl_options: Mapping[str, Any]) -> Oracle:
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    trainer = SFTTrainer(
-        trained_a_little(base),
-        SFTConfig(**trl_options),
-        train_dataset=texts("sft"),
-        processing_class=tokenizer,
-    )
+    trainer = build(SFTTrainer, SFTConfig(**trl_options), "sft")
 
     def step(examples: Sequence[Rendered], settings: TrainingConfig) -> tuple[float, Gradients]:
         rows = [
@@ -156,19 +170,11 @@ def sft(base: BaseModel, tokenizer: Any, trl_options: Mapping[str, Any]) -> Orac
 
 
 @pytest.fixture(scope="module")
-def dpo(base: BaseModel, tokenizer: Any, trl_options: Mapping[str, Any]) -> Oracle:
+def dpo(build: Build, trl_options: Mapping[str, Any]) -> Oracle:
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    trainer = DPOTrainer(
-        trained_a_little(base),
-        args=DPOConfig(**trl_options),
-        train_dataset=texts("pairs"),
-        processing_class=tokenizer,
-    )
-    # It takes an adapter that it is given as the reference, where ours is the base.
-    model: Any = trainer.model
-    model.delete_adapter("ref")
+    trainer = build(DPOTrainer, DPOConfig(**trl_options), "pairs")
 
     def step(examples: Sequence[Rendered], settings: TrainingConfig) -> tuple[float, Gradients]:
         trainer.loss_types = ["ipo" if settings.method == "ipo" else settings.dpo_loss]
@@ -189,18 +195,12 @@ def dpo(base: BaseModel, tokenizer: Any, trl_options: Mapping[str, Any]) -> Orac
 
 
 @pytest.fixture(scope="module")
-def kto(base: BaseModel, tokenizer: Any, trl_options: Mapping[str, Any]) -> Oracle:
+def kto(build: Build, trl_options: Mapping[str, Any]) -> Oracle:
     from trl.trainer.kto_config import KTOConfig
     from trl.trainer.kto_trainer import KTOTrainer
 
-    trainer = KTOTrainer(
-        trained_a_little(base),
-        args=KTOConfig(**trl_options, train_sampling_strategy="sequential"),
-        train_dataset=texts("kto"),
-        processing_class=tokenizer,
-    )
-    model: Any = trainer.model
-    model.delete_adapter("ref")
+    arguments = KTOConfig(**trl_options, train_sampling_strategy="sequential")
+    trainer = build(KTOTrainer, arguments, "kto")
 
     def step(examples: Sequence[Rendered], settings: TrainingConfig) -> tuple[float, Gradients]:
         trainer.loss_type = settings.kto_loss
@@ -222,16 +222,11 @@ def kto(base: BaseModel, tokenizer: Any, trl_options: Mapping[str, Any]) -> Orac
 
 
 @pytest.fixture(scope="module")
-def orpo(base: BaseModel, tokenizer: Any, trl_options: Mapping[str, Any]) -> Oracle:
+def orpo(build: Build, trl_options: Mapping[str, Any]) -> Oracle:
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
     from trl.trainer.utils import pad
 
-    trainer = ORPOTrainer(
-        trained_a_little(base),
-        args=ORPOConfig(**trl_options),
-        train_dataset=texts("pairs"),
-        processing_class=tokenizer,
-    )
+    trainer = build(ORPOTrainer, ORPOConfig(**trl_options), "pairs")
 
     def side(examples: Sequence[Rendered], name: str) -> dict[str, torch.Tensor]:
         ids = [torch.tensor(each.ids) for each in examples]

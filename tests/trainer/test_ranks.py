@@ -1,7 +1,6 @@
 """Two processes that share a run end with the weights that one would have."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 from tests.trainer import one_of_several
+from tests.trainer.samples import reserved_port
 
 
 @pytest.mark.slow
@@ -17,31 +17,8 @@ from tests.trainer import one_of_several
 def test_two_processes_train_what_one_does(
     tiny_model_dir: Path, tmp_path: Path, method: str
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    several = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, one_of_several.__file__, str(tiny_model_dir), str(tmp_path), method],
-            env={**os.environ, **several, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    try:
-        assert [process.wait(120) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    with reserved_port() as port:
+        _train_as_two(tiny_model_dir, tmp_path, method, port)
     _, steps = one_of_several.train(tiny_model_dir, method)
     (weights, found), (others, others_found) = (
         torch.load(tmp_path / f"{rank}.pt") for rank in range(2)
@@ -53,3 +30,28 @@ def test_two_processes_train_what_one_does(
         assert loss == pytest.approx(step.loss, rel=1e-3)
         assert norm == pytest.approx(step.gradient_norm, rel=1e-3)
         assert validation == pytest.approx(step.validation_loss, rel=1e-3)
+
+
+def _train_as_two(model: Path, folder: Path, method: str, port: int) -> None:
+    several = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, one_of_several.__file__, str(model), str(folder), method],
+            env={**os.environ, **several, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    try:
+        assert [process.wait(240) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

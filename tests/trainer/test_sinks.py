@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from rollout.errors import ConfigError
 from rollout.runs import RunEvent, RunState, TrainingRun
-from tests.trainer.samples import AT, training_run
+from tests.trainer.samples import AT, reserved_port, training_run
 from trainer.settings import TrainerSettings
 from trainer.sinks import Trackers, TrainerMetrics, open_sinks
 from trainer.worker import metrics_at
@@ -112,13 +112,12 @@ def test_metrics_are_served_where_the_configuration_says_and_a_taken_port_is_nam
     TrainerMetrics(registry).advanced(in_state("training"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        own = TrainerSettings(metrics_port=port)
         with (
             pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"),
-            metrics_at(own, registry),
+            metrics_at(TrainerSettings(metrics_port=port), registry),
         ):
             pass
-    with metrics_at(own, registry):
+    with reserved_port() as port, metrics_at(TrainerSettings(metrics_port=port), registry):
         shown = httpx2.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
     assert 'sluice_training_busy{route="triage"} 1.0' in shown
     with metrics_at(TrainerSettings(), registry):
