@@ -1,15 +1,32 @@
-"""A real browser, without a screen, at the console of a real control API."""
+"""The console of a real control API: by HTTP, and before a real browser without a screen."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
+import httpx2
 import pytest
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from tests.api.house import furnish
+from rollout.api.app import create_app
+from rollout.stores import Stores, open_stores
+from tests.api.house import ADMIN, furnish, settings
 from tests.api.live import LiveApi, live_api
+
+
+@pytest.fixture
+async def stores(redis_url: str) -> AsyncIterator[Stores]:
+    async with open_stores(redis_url) as opened:
+        await furnish(opened)
+        yield opened
+
+
+@pytest.fixture
+async def web(stores: Stores) -> AsyncIterator[httpx2.AsyncClient]:
+    transport = httpx2.ASGITransport(create_app(stores, settings(), bootstrap_key=ADMIN))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://console") as client:
+        yield client
 
 
 @pytest.fixture

@@ -1,33 +1,17 @@
 """The console without a browser: who gets in, and what no other site can make them do."""
 
 import re
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import httpx2
 import pytest
 
-from rollout.api.app import create_app
 from rollout.console import session
 from rollout.credentials import ApiKey, digest_secret
-from rollout.stores import Stores, open_stores
-from tests.api.house import ADMIN, AT, add_key, case, furnish, offer, settings
+from rollout.stores import Stores
+from tests.api.house import ADMIN, AT, add_key, case, offer
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def stores(redis_url: str) -> AsyncIterator[Stores]:
-    async with open_stores(redis_url) as opened:
-        await furnish(opened)
-        yield opened
-
-
-@pytest.fixture
-async def web(stores: Stores) -> AsyncIterator[httpx2.AsyncClient]:
-    transport = httpx2.ASGITransport(create_app(stores, settings(), bootstrap_key=ADMIN))
-    async with httpx2.AsyncClient(transport=transport, base_url="http://console") as client:
-        yield client
 
 
 async def log_in(web: httpx2.AsyncClient, key: str = ADMIN) -> str:

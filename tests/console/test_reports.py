@@ -1,20 +1,19 @@
 """The page of a report, of this release and of an older one."""
 
 import json
-from collections.abc import AsyncIterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 
 import httpx2
 import pytest
 
-from rollout.api.app import create_app
 from rollout.evaluation import EvaluationRules
 from rollout.evidence import Report, Score
-from rollout.stores import Stores, open_stores
+from rollout.stores import Stores
 from rollout.stores.codec import decode, encode
 from rollout.suites import Look, Scorer, SuiteRow, make_suite
-from tests.api.house import ADMIN, furnish, settings
+from tests.api.house import ADMIN
+from tests.console.test_pages import log_in
 from trainer.evaluate import Graded
 from trainer.reporting import Answers, Circumstances, beforehand, make_report
 
@@ -24,20 +23,10 @@ AT = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 @pytest.fixture
-async def stores(redis_url: str) -> AsyncIterator[Stores]:
-    async with open_stores(redis_url) as opened:
-        await furnish(opened)
-        yield opened
-
-
-@pytest.fixture
-async def browser(stores: Stores) -> AsyncIterator[httpx2.AsyncClient]:
+async def browser(web: httpx2.AsyncClient) -> httpx2.AsyncClient:
     """Logged in."""
-    transport = httpx2.ASGITransport(create_app(stores, settings(), bootstrap_key=ADMIN))
-    async with httpx2.AsyncClient(transport=transport, base_url="http://console") as client:
-        answer = await client.post("/login", data={"key": ADMIN, "next": "/reports"})
-        client.cookies.update(answer.cookies)
-        yield client
+    await log_in(web)
+    return web
 
 
 def whole_report() -> Report:

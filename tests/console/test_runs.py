@@ -9,9 +9,7 @@ from rollout.retraining import Retrain
 from rollout.runs import TrainingRun
 from rollout.stores import Stores
 from tests.api.house import AT, add_key
-from tests.console.test_pages import log_in, stores, web
-
-__all__ = ["stores", "web"]
+from tests.console.test_pages import log_in
 
 pytestmark = pytest.mark.anyio
 
