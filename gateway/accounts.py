@@ -12,13 +12,14 @@ from gateway.errors import UpstreamError
 from gateway.evidence import Cell, Evidence, TrialArm
 from gateway.metrics import Bound, Metrics
 from gateway.quota import Ticket
-from gateway.receipts import Receipts
+from gateway.receipts import Known, Receipts
 from gateway.routing import Served, wants_capture
 from gateway.shapes import Usage
 from gateway.wire import EMBEDDINGS
 from rollout.assignment import unit_of
 from rollout.errors import SluiceError
 from rollout.exchanges import Arm
+from rollout.versions import Version
 
 # The code under which a request is counted whose client went away; nginx's, for HTTP has none.
 CLIENT_GONE: Final = 499
@@ -34,7 +35,7 @@ class Accounts:
         self._evidence = evidence
         self._captures = captures
         self._receipts = receipts
-        self._labelled: dict[tuple[str, int, Arm], tuple[Bound, HeaderList]] = {}
+        self._labelled: dict[tuple[str, int, Arm], _Label] = {}
 
     def open(self, call: Call) -> None:
         """Decide what is counted and kept of the exchange, once its arm is known."""
@@ -69,7 +70,7 @@ class Accounts:
 
     def headers(self, call: Call, served: Served) -> HeaderList:
         """What the client is told of who answered."""
-        return self._label(call, served)[1]
+        return self._label(call, served).headers
 
     def broke(self, call: Call, attempt: Attempt, error: UpstreamError) -> None:
         self._metrics.upstream_error(attempt.replica.engine.name, error.reason)
@@ -84,7 +85,8 @@ class Accounts:
         total = now - call.started
         first = call.first_byte_at - call.started
         route, choice = call.lane.route, call.choice
-        bound = self._label(call, attempt.served)[0]
+        label = self._label(call, attempt.served)
+        bound = label.bound
         self._metrics.answered(bound, route.name, attempt.served.version, choice.arm, code)
         bound.duration.observe(total)
         if attempt.reader is not None:
@@ -102,9 +104,7 @@ class Accounts:
             bound.completion_tokens.add(call.pieces)
         if call.ticket is not None:
             _settle(call, call.ticket, attempt, code, usage)
-        version = attempt.served.version
-        unit = call.unit if call.comes_again else ""
-        self._receipts.note(call.key, call.id, version, choice.arm, call.trial, call.cell, unit)
+        self._receipts.note(call.key, call.id, label.known(call, attempt.served.version))
         if call.cell is not None:
             self._count(call, call.cell, total, first if attempt.reader else None, code >= 500)
 
@@ -118,7 +118,7 @@ class Accounts:
             # An engine may have read the prompt of a client that went away.
             call.ticket.settle(call.ticket.prompt if code == CLIENT_GONE else 0)
         served, route = call.choice.served, call.lane.route
-        bound = self._label(call, served)[0]
+        bound = self._label(call, served).bound
         self._metrics.answered(bound, route.name, served.version, call.choice.arm, code)
         if call.cell is not None:
             total = perf_counter() - call.started
@@ -172,22 +172,40 @@ class Accounts:
             )
         )
 
-    def _label(self, call: Call, served: Served) -> tuple[Bound, HeaderList]:
-        """The metrics and headers of a version in an arm, made once."""
-        version = served.version
-        key = (version.route, version.number, call.choice.arm)
+    def _label(self, call: Call, served: Served) -> "_Label":
+        """Of a version in an arm, made once."""
+        version, arm = served.version, call.choice.arm
+        key = (version.route, version.number, arm)
         found = self._labelled.get(key)
         if found is None:
-            name, route = version.name, call.lane.route.name
-            found = self._labelled[key] = (
-                self._metrics.bound(route, name, call.choice.arm),
-                [
-                    (b"x-sluice-route", route.encode()),
-                    (b"x-sluice-version", name.encode()),
-                    (b"x-sluice-arm", call.choice.arm.encode()),
-                ],
-            )
+            bound = self._metrics.bound(call.lane.route.name, version.name, arm)
+            found = self._labelled[key] = _Label(call, version, bound)
         return found
+
+
+class _Label:
+    """What all requests that a version answered in an arm have in common."""
+
+    __slots__ = ("_known", "bound", "headers")
+
+    def __init__(self, call: Call, version: Version, bound: Bound) -> None:
+        self.bound = bound
+        self.headers: HeaderList = [
+            (b"x-sluice-route", call.lane.route.name.encode()),
+            (b"x-sluice-version", version.name.encode()),
+            (b"x-sluice-arm", call.choice.arm.encode()),
+        ]
+        self._known: Known = (version, call.choice.arm, call.trial, call.cell, "")
+
+    def known(self, call: Call, version: Version) -> Known:
+        """What a receipt says, one object for all that say the same."""
+        arm = call.choice.arm
+        if call.comes_again:
+            return (version, arm, call.trial, call.cell, call.unit)
+        known = self._known
+        if known[0] is not version or known[3] is not call.cell or known[2] != call.trial:
+            known = self._known = (version, arm, call.trial, call.cell, "")
+        return known
 
 
 def _settle(call: Call, ticket: Ticket, attempt: Attempt, code: int, usage: Usage | None) -> None:

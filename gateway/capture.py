@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from datetime import datetime
 from time import perf_counter
@@ -19,8 +19,9 @@ from rollout.stores.captures import CaptureStore
 _log = logging.getLogger(__name__)
 # A short exchange is redacted faster than a thread is asked to.
 _SHORT_BYTES: Final = 16 * 1024
-# How long other things wait while exchanges are read.
-_AT_ONCE_SECONDS: Final = 0.0005
+# How long other things wait while exchanges are read; longer where the queue is about to overflow.
+_AT_ONCE_SECONDS: Final = 0.0001
+_AT_MOST_SECONDS: Final = 0.001
 
 
 @dataclass(slots=True)
@@ -126,6 +127,11 @@ class Captures:
         self._bytes -= sum(seen.size for seen in batch)
         return batch
 
+    def _slice(self) -> float:
+        """How long exchanges may be read until requests have their turn, in seconds."""
+        full = len(self._waiting) / self._settings.maximum_waiting
+        return max(_AT_ONCE_SECONDS, full * _AT_MOST_SECONDS)
+
     async def _redacted(self, seen: Seen) -> Exchange | None:
         """The exchange as it may be stored; None where that cannot be had in time."""
         try:
@@ -142,12 +148,13 @@ class Captures:
             _log.exception("request %s was not captured", seen.request_id)
             self._metrics.capture_dropped("error")
             return None
-        self._metrics.redacted(done.counts)
+        if done.counts:
+            self._metrics.redacted(done.counts)
         return done.exchange
 
     async def _append(self, store: CaptureStore, batch: list[Seen]) -> None:
         exchanges: list[Exchange] = []
-        until = perf_counter() + _AT_ONCE_SECONDS
+        until = perf_counter() + self._slice()
         for seen in batch:
             exchange = await self._redacted(seen)
             if exchange is not None:
@@ -155,7 +162,7 @@ class Captures:
             # Reading is done bit by bit, so that no stream waits for a whole batch.
             if perf_counter() > until:
                 await asyncio.sleep(0)
-                until = perf_counter() + _AT_ONCE_SECONDS
+                until = perf_counter() + self._slice()
         try:
             await store.append(exchanges)
         except StoreUnavailableError:
@@ -164,5 +171,5 @@ class Captures:
             _log.exception("captured exchanges could not be written and were dropped")
             self._metrics.capture_dropped("error", len(exchanges))
         else:
-            for exchange in exchanges:
-                self._metrics.captured(exchange.route)
+            for route, count in Counter(exchange.route for exchange in exchanges).items():
+                self._metrics.captured(route, count)

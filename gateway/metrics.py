@@ -238,8 +238,8 @@ class Metrics:
     def settlement_failed(self) -> None:
         self._settlements_failed.inc()
 
-    def captured(self, route: str) -> None:
-        self._captures.labels(route).inc()
+    def captured(self, route: str, count: int) -> None:
+        self._captures.labels(route).inc(count)
 
     def capture_dropped(self, reason: str, count: int = 1) -> None:
         self._captures_dropped.labels(reason).inc(count)

@@ -17,6 +17,8 @@ from rollout.state import Trial
 from rollout.versions import Version
 
 _PLACES: Final = 2**32
+_LAST_PLACE: Final = _PLACES - 1
+_ODD: Final = 0x9E3779B1
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +31,6 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
-    """A route with its stable version and the candidate of its trial, or one pinned version."""
-
-    route: Route
-    stable: Served
-    candidate: Served | None = None
-    trial: Trial | None = None
-    pinned: bool = False
-    revision: int = 0
-
-    @property
-    def number(self) -> int:
-        return self.stable.version.number
-
-
-@dataclass(frozen=True, slots=True)
 class Choice:
     """What answers, and what answers instead where that fails before its first byte.
 
@@ -54,6 +40,35 @@ class Choice:
     served: Served
     arm: Arm
     fallback: Served | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """A route with its stable version and the candidate of its trial, or one pinned version.
+
+    `as_stable` and `as_candidate` are all that can be chosen here, made once.
+    """
+
+    route: Route
+    stable: Served
+    candidate: Served | None = None
+    trial: Trial | None = None
+    pinned: bool = False
+    revision: int = 0
+    as_stable: Choice = field(init=False)
+    as_candidate: Choice = field(init=False)
+
+    def __post_init__(self) -> None:
+        stable = Choice(self.stable, "pinned" if self.pinned else "stable")
+        candidate = stable
+        if self.candidate is not None:
+            candidate = Choice(self.candidate, "candidate", self.stable)
+        object.__setattr__(self, "as_stable", stable)
+        object.__setattr__(self, "as_candidate", candidate)
+
+    @property
+    def number(self) -> int:
+        return self.stable.version.number
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +112,9 @@ def index(catalog: Catalog, engines: Mapping[str, Engine]) -> View:
 
 def choose(lane: Lane, unit: str) -> Choice:
     """The version that answers this unit, by the keyed hash of its trial."""
-    if lane.pinned:
-        return Choice(lane.stable, "pinned")
-    if lane.candidate is None or lane.trial is None or not on_candidate(lane.trial, unit):
-        return Choice(lane.stable, "stable")
-    return Choice(lane.candidate, "candidate", lane.stable)
+    if lane.pinned or lane.trial is None or not on_candidate(lane.trial, unit):
+        return lane.as_stable
+    return lane.as_candidate
 
 
 def on_candidate(trial: Trial, unit: str) -> bool:
@@ -120,7 +133,10 @@ def wants_capture(request_id: str, rate: float) -> bool:
     of one worker follow one another, and their checksums lie in lines; multiplied by an odd number
     and cut off they lie as if by chance (Knuth, The Art of Computer Programming, 6.4).
     """
-    place = zlib.crc32(request_id.encode()) * 0x9E3779B1 % _PLACES
+    checksum = zlib.crc32(request_id.encode())
+    # The product of both, in two halves: whole it would be too large for the compiler's integers.
+    upper, lower = checksum >> 16, checksum & 0xFFFF
+    place = (((upper * _ODD & 0xFFFF) << 16) + lower * _ODD) & _LAST_PLACE
     return place < rate * _PLACES
 
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -47,7 +46,6 @@ _NEXT: Final = re.compile(_SPACE + b"([,}])")
 Span = tuple[int, int]
 
 
-@dataclass(slots=True)
 class Request:
     """A client's body with what routing needs of it.
 
@@ -55,13 +53,26 @@ class Request:
     none. `sticky` is what the client named as its own identity, if anything.
     """
 
-    body: bytes
-    model: str
-    span: Span
-    stream: bool
-    wants_usage: bool
-    sticky: str | None
-    form: bool = False
+    __slots__ = ("body", "form", "model", "span", "sticky", "stream", "wants_usage")
+
+    def __init__(
+        self,
+        body: bytes,
+        model: str,
+        span: Span,
+        *,
+        stream: bool,
+        wants_usage: bool,
+        sticky: str | None,
+        form: bool = False,
+    ) -> None:
+        self.body = body
+        self.model = model
+        self.span = span
+        self.stream = stream
+        self.wants_usage = wants_usage
+        self.sticky = sticky
+        self.form = form
 
 
 def read_request(body: bytes) -> Request:
@@ -76,7 +87,7 @@ def read_request(body: bytes) -> Request:
     return Request(
         body=body,
         model=fields.model,
-        span=_model_span(body),
+        span=_model_span(body, fields.model),
         stream=bool(fields.stream),
         wants_usage=options is not None and bool(options.include_usage),
         sticky=fields.prompt_cache_key or fields.safety_identifier or fields.user,
@@ -108,7 +119,7 @@ def splice(request: Request, served: bytes, *, ask_usage: bool = False) -> bytes
         return b"".join((body[:start], shapes.string.decode(served).encode(), body[end:]))
     if not ask_usage:
         return b"".join((body[:start], served, body[end:]))
-    if b"stream_options" not in body and not _ESCAPED.search(body):
+    if body.find(b"stream_options") < 0 and not _ESCAPED.search(body):
         first = body.index(b"{") + 1
         return b"".join((body[:first], _ASK_USAGE, b",", body[first:start], served, body[end:]))
     edits = [(request.span, served)]
@@ -228,11 +239,19 @@ def _at(error: msgspec.ValidationError) -> str | None:
     return path.rstrip("`") if found else None
 
 
-def _model_span(body: bytes) -> Span:
+def _model_span(body: bytes, model: str) -> Span:
     # The quick way: where `"model"` occurs once and no letter of it can be escaped elsewhere, it
     # is the member that the decoder has found. Inside a string its quotes would be escaped.
-    if body.count(b'"model"') == 1 and b"\\u006" not in body:
-        member = _MODEL_MEMBER.search(body)
+    found = body.find(b'"model"')
+    once = found >= 0 and body.find(b'"model"', found + 1) < 0
+    # `in` would be slower: it first tries whether it is asked for a number.
+    if once and (body.find(b"\\") < 0 or body.find(b"\\u006") < 0):
+        value = b'"' + model.encode() + b'"'
+        for colon in (b'"model":', b'"model": '):
+            start = found + len(colon)
+            if body.startswith(value, start) and body.startswith(colon, found):
+                return start, start + len(value)
+        member = _MODEL_MEMBER.match(body, found)
         if member is not None:
             return member.span(1)
     return member_spans(body)["model"]

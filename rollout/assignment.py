@@ -4,19 +4,23 @@ import hashlib
 from functools import lru_cache
 from typing import Final
 
-_BUCKETS: Final = 2**64
+# Of 64 bits, as a fraction: exact, for it only moves the point.
+_PLACE: Final = 2.0**-64
+_UNKEYED: Final = hashlib.blake2b(digest_size=16)
 
 
 def unit_of(key_id: str, sticky: str) -> str:
     """What is assigned to an arm: a client's identity, never shared by two keys (32 hex digits)."""
-    return hashlib.blake2b(f"{key_id}\x1f{sticky}".encode(), digest_size=16).hexdigest()
+    hashed = _UNKEYED.copy()
+    hashed.update(f"{key_id}\x1f{sticky}".encode())
+    return hashed.hexdigest()
 
 
 def bucket(salt: str, unit: str) -> float:
     """A place in [0, 1) that only the salt and the unit decide."""
     hashed = _salted(salt).copy()
     hashed.update(unit.encode())
-    return int.from_bytes(hashed.digest(), "big") / _BUCKETS
+    return float(int.from_bytes(hashed.digest(), "big")) * _PLACE
 
 
 @lru_cache(maxsize=1024)

@@ -45,6 +45,7 @@ _CARD_STARTS: Final = frozenset("23456")
 # No shorter run of digits is a telephone number; the matcher itself is slow.
 _PHONE_RUN: Final = re.compile(r"\d(?:[^\w\n]{0,4}\d){6,}")
 _FEWEST_DIGITS: Final = 7
+_DIGITS: Final = b"0123456789"
 _BEFORE_PHONE: Final = 8
 _AFTER_PHONE: Final = 16
 _PIECE: Final = 256
@@ -411,9 +412,11 @@ def _merged(spans: Iterable[Span]) -> Iterator[Span]:
 
 def _has_long_run(text: str) -> bool:
     """Whether there are digits enough beside each other for a telephone number, or a card's."""
-    if text.isascii() and sum(map(text.count, "0123456789")) < _FEWEST_DIGITS:
-        # Counting is ten times as fast as looking for a run, and most texts have hardly any.
-        return False
+    if text.isascii():
+        # Counting is many times as fast as looking for a run, and most texts have hardly any.
+        plain = text.encode()
+        if len(plain) - len(plain.translate(None, _DIGITS)) < _FEWEST_DIGITS:
+            return False
     return _PHONE_RUN.search(text) is not None
 
 

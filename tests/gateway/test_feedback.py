@@ -211,7 +211,7 @@ async def test_captures_are_redacted_before_they_are_stored(
 def test_only_the_newest_requests_are_known() -> None:
     receipts = Receipts(10)
     for number in range(1000):
-        receipts.note("k", str(number), VERSION, "stable", "", None, "")
+        receipts.note("k", str(number), (VERSION, "stable", "", None, ""))
         assert len(receipts) <= 10
     assert receipts.find("k", "999") is not None
     assert receipts.find("k", "1") is None
@@ -221,11 +221,11 @@ def test_only_the_newest_requests_are_known() -> None:
 def test_the_first_word_on_a_request_stands_and_a_new_one_of_that_name_is_another() -> None:
     receipts, cell = Receipts(10), Evidence("i").cell("r", ON_TRIAL, "stable")
     desk = FeedbackDesk(FeedbackSection(), receipts, Redactor(), Metrics(), "i")
-    receipts.note("k1", "x", VERSION, "stable", "t", cell, "")
+    receipts.note("k1", "x", (VERSION, "stable", "t", cell, ""))
     assert desk.take(KEY, b'{"request_id":"x","rating":"good"}')
     assert not desk.take(KEY, b'{"request_id":"x","rating":"bad"}')
     assert (cell.tally.positive, cell.tally.negative) == (1, 0)
-    receipts.note("k1", "x", VERSION, "stable", "t", cell, "")
+    receipts.note("k1", "x", (VERSION, "stable", "t", cell, ""))
     assert desk.take(KEY, b'{"request_id":"x","rating":"bad"}')
     assert (cell.tally.positive, cell.tally.negative) == (1, 1)
 
@@ -235,7 +235,7 @@ def test_a_full_desk_counts_nothing() -> None:
     cell = Evidence("i").cell("r", ON_TRIAL, "stable")
     desk = FeedbackDesk(FeedbackSection(maximum_waiting=1), receipts, Redactor(), metrics, "i")
     for name in ("x", "y"):
-        receipts.note("k1", name, VERSION, "stable", "t", cell, "")
+        receipts.note("k1", name, (VERSION, "stable", "t", cell, ""))
     desk.take(KEY, b'{"request_id":"x","rating":"bad"}')
     with pytest.raises(OverloadedError):
         desk.take(KEY, b'{"request_id":"y","rating":"bad"}')
