@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from gateway import shapes
 from gateway.sse import events
 from rollout.exchanges import Answer
 
@@ -74,7 +75,8 @@ def answer_from_stream(
 
 @dataclass(slots=True)
 class _Reading:
-    """What has been read so far. `tools` are keyed by their index in the answer."""
+    """What has been read so far. `tools` are keyed by their index in the answer; `plain` until an
+    event of the stream held something else than words."""
 
     error: str | None = None
     finished: bool = False
@@ -84,6 +86,7 @@ class _Reading:
     finish_reason: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    plain: bool = True
 
     def answer(
         self, version: int, status: int, ttft_seconds: float | None, total_seconds: float | None
@@ -119,6 +122,10 @@ class _Reading:
         if data == b"[DONE]":
             self.finished = True
             return
+        if self.plain:
+            self.plain = self._words(data)
+            if self.plain:
+                return
         body = _decode(data)
         if not isinstance(body, dict):
             self.error = self.error or "an event of the stream is no JSON object"
@@ -129,6 +136,19 @@ class _Reading:
         else:
             self._usage(body)
             self._choices(body, "delta")
+
+    def _words(self, data: bytes) -> bool:
+        """Take an event that holds nothing but words, as nearly all do; whether it was one."""
+        try:
+            piece = shapes.plain_piece.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False
+        for choice in piece.choices:
+            if choice.index == 0:
+                self.finish_reason = choice.finish_reason or self.finish_reason
+                if choice.delta.content is not None:
+                    self.texts.append(choice.delta.content)
+        return True
 
     def _choices(self, body: JsonObject, part: str) -> None:
         for choice in _objects(body.get("choices")):

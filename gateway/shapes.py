@@ -66,9 +66,40 @@ class Tail(msgspec.Struct):
     response: Whole | None = None
 
 
+class PlainDelta(msgspec.Struct, forbid_unknown_fields=True):
+    """A piece of an answer that is words and nothing else."""
+
+    role: str | None = None
+    content: str | None = None
+    refusal: None = None
+    tool_calls: None = None
+    function_call: None = None
+    reasoning: None = None
+    reasoning_content: None = None
+
+
+class PlainChoice(msgspec.Struct, forbid_unknown_fields=True):
+    delta: PlainDelta
+    index: int = 0
+    finish_reason: str | None = None
+    stop_reason: object = None
+    logprobs: None = None
+    token_ids: None = None
+
+
+class PlainPiece(msgspec.Struct):
+    """An event of a chat's stream that holds only words."""
+
+    choices: list[PlainChoice]
+    usage: None = None
+    error: None = None
+    type: None = None
+
+
 fields: Final = msgspec.json.Decoder(Fields)
 caps: Final = msgspec.json.Decoder(Caps)
 whole: Final = msgspec.json.Decoder(Whole)
 tail: Final = msgspec.json.Decoder(Tail)
+plain_piece: Final = msgspec.json.Decoder(PlainPiece)
 members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 string: Final = msgspec.json.Decoder(str)

@@ -12,7 +12,11 @@ _ENDS: Final = (b"\n\n", b"\r\n\r\n")
 _DONE: Final = b"[DONE]"
 # Only where one of these occurs does an event need to be read. Within a string they can't: their
 # quotes would be escaped there.
-_MARKS: Final = (b'"usage":{', b'"usage": {', b'"error"')
+_USAGE: Final = b'"usage":'
+_ERROR: Final = b'"error"'
+_NULL: Final = (b"null", b" null")
+# No mark has it, so none can begin before it and end behind it.
+_BEGINNING_END: Final = b"["
 # How /v1/responses says that it failed.
 _FAILURES: Final = ("error", "response.failed")
 # An event that is larger than this passes through in pieces, so that no engine can make us hold
@@ -28,11 +32,13 @@ class StreamReader:
     it. After an error there is no `[DONE]`, whatever the engine says: vLLM sends both.
     """
 
-    __slots__ = ("_held", "_strip", "failed", "usage")
+    __slots__ = ("_alike", "_held", "_strip", "failed", "usage")
 
     def __init__(self, *, strip_usage: bool = False) -> None:
         self._strip = strip_usage
         self._held = b""
+        # How events of this stream begin: in there is no mark.
+        self._alike = b""
         self.usage: Usage | None = None
         self.failed = False
 
@@ -47,11 +53,13 @@ class StreamReader:
                 return b""
         if self.failed:
             return self._look_into(data)
-        marks = [found for mark in _MARKS if (found := data.find(mark)) >= 0]
-        if marks:
+        mark = _first_mark(data, len(self._alike) if data.startswith(self._alike) else 0)
+        if mark >= 0:
             # An engine that is quicker than we are sends many events at once.
-            begin = _last_end(data, min(marks))
+            begin = _last_end(data, mark)
             data = data[:begin] + self._look_into(data[begin:])
+        elif not self._alike:
+            self._alike = data[: data.find(_BEGINNING_END) + 1]
         return data
 
     def close(self) -> bytes:
@@ -86,6 +94,17 @@ class StreamReader:
         return not (self._strip and tail.choices == [] and tail.usage is not None)
 
 
+def _first_mark(data: bytes, begin: int) -> int:
+    """Where something stands from there on for which an event has to be read; less than 0 where
+    nothing does."""
+    usage = data.find(_USAGE, begin)
+    while usage >= 0 and data.startswith(_NULL, usage + len(_USAGE)):
+        # Some engines say so in every event but the last.
+        usage = data.find(_USAGE, usage + len(_USAGE))
+    error = data.find(_ERROR, begin)
+    return usage if error < 0 or 0 <= usage < error else error
+
+
 def _last_end(data: bytes, before: int) -> int:
     """Where the last event that ends in front of `before` ends; 0 where none does."""
     return max(
@@ -97,7 +116,7 @@ def blocks(data: bytes) -> Iterator[bytes]:
     """The events of `data` in their own bytes, each with the blank line that ends it."""
     position = 0
     # Nearly every engine ends its lines with a line feed alone.
-    possible = _ENDS if b"\r" in data else _ENDS[:1]
+    possible = _ENDS if data.find(b"\r") >= 0 else _ENDS[:1]
     while position < len(data):
         ends = [found + len(end) for end in possible if (found := data.find(end, position)) >= 0]
         end = min(ends, default=len(data))
@@ -107,16 +126,18 @@ def blocks(data: bytes) -> Iterator[bytes]:
 
 def events(data: bytes) -> Iterator[bytes]:
     """The data of each event of `data` that has any."""
-    for block in blocks(data):
+    plain = data.find(b"\r") < 0
+    for block in data.split(b"\n\n") if plain else blocks(data):
         if text := event_data(block):
             yield text
 
 
 def event_data(block: bytes) -> bytes:
     """The data of one event: its `data` lines, joined as the standard says."""
-    plain = block.startswith(b"data: ") and block.endswith(b"\n\n") and b"\r" not in block
-    if plain and block.find(b"\n") == len(block) - 2:
-        return block[6:-2]
+    if block.startswith(b"data: ") and block.find(b"\r") < 0:
+        text = block.removesuffix(b"\n\n")
+        if text.find(b"\n") < 0:
+            return text[6:]
     lines = [
         line[5:].removeprefix(b" ") for line in block.splitlines() if line.startswith(b"data:")
     ]

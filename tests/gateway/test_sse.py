@@ -74,6 +74,18 @@ def test_words_about_errors_are_none() -> None:
     assert not reader.failed
 
 
+@given(cuts)
+def test_usage_is_found_where_every_event_has_a_place_for_it(where: list[int]) -> None:
+    def word(text: str, usage: object = None) -> bytes:
+        return event({"usage": usage, "choices": [{"index": 0, "delta": {"content": text}}]})
+
+    stream = word("A") + word("B") + word("C", {"prompt_tokens": 5, "completion_tokens": 2}) + DONE
+    reader = StreamReader()
+    assert passed(reader, pieces(stream, where)) == stream
+    assert reader.usage is not None
+    assert (reader.usage.prompt, reader.usage.completion) == (5, 2)
+
+
 def test_an_unfinished_event_is_passed_on_at_the_end() -> None:
     reader = StreamReader()
     assert reader.feed(token("A") + b"data: {") == token("A")
