@@ -47,6 +47,9 @@ _CHECK_SECONDS: Final = 2.0
 # As they stand in a request line; whatever is written differently is no plain case.
 _PLAIN: Final = frozenset(path.encode() for path in INFERENCE_PATHS)
 _BODILESS: Final = frozenset({204, 304})
+# What a chunk begins with, by its size, for those that most events of a stream have.
+_SIZE_LINES: Final = tuple([b"%x\r\n" % size for size in range(2048)])
+_LAST_CHUNKS: Final = b"\r\n0\r\n\r\n"
 _STATUS_LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
@@ -660,7 +663,9 @@ class Exchange:
     def _chunk(self, body: bytes, *, more: bool) -> bytes:
         if not body:
             return b"" if more else b"0\r\n\r\n"
-        return b"%x\r\n%b\r\n%b" % (len(body), body, b"" if more else b"0\r\n\r\n")
+        size = len(body)
+        line = _SIZE_LINES[size] if size < len(_SIZE_LINES) else b"%x\r\n" % size
+        return b"".join((line, body, b"\r\n" if more else _LAST_CHUNKS))
 
     def _end(self) -> None:
         self._ended = True

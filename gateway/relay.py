@@ -32,7 +32,7 @@ from gateway.shares import Shares
 from gateway.snapshot import Snapshot
 from gateway.sse import StreamReader
 from rollout.assignment import unit_of
-from rollout.credentials import ApiKey
+from rollout.credentials import NO_LIMITS, ApiKey
 from rollout.errors import InvalidInputError, PermissionDeniedError, SluiceError
 from rollout.versions import parse_model
 
@@ -184,7 +184,7 @@ class Relay:
         if not self._snapshot.ready:
             raise NotReadyError("the gateway does not know its routes yet: the store is not there")
         key = self._auth.authenticate(call.authorization, self._snapshot.view.keys)
-        if not key.limits.unlimited:
+        if key.limits is not NO_LIMITS:
             call.limited = key
         return key
 
@@ -425,7 +425,7 @@ def find_lane(view: View, key: ApiKey, model: str) -> Lane:
             f"there is no route {route[:100]!r}: GET /v1/models lists those that there are",
             param="model",
         )
-    if not key.allows_route(lane.route.name):
+    if key.routes is not None and not key.allows_route(lane.route.name):
         raise PermissionDeniedError(
             f"this API key may not use the route {lane.route.name!r}", param="model"
         )
