@@ -12,7 +12,7 @@ import pytest
 from rollout.stores import Stores
 from tests.api.house import ADAPTED, add_key, make_resident, settings
 from tests.trainer.answering import answering
-from tests.trainer.test_evaluate import right
+from tests.trainer.colours import right
 from trainer.settings import TrainerSettings
 from trainer.worker import Worker
 

@@ -15,7 +15,7 @@ from tests.api.live import LiveApi, live_api
 from tests.api.test_evaluations import content
 from tests.cli.conftest import Sluice
 from tests.trainer.answering import answering
-from tests.trainer.test_evaluate import right
+from tests.trainer.colours import right
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from rollout.cases import Case, Label, LabelledCase, choice_for
 from rollout.exchanges import Answer
 from rollout.runs import TrainingRun
 from rollout.settings import EngineSection, Settings, StoreSection
+from trainer.dataset import Dataset, compile_dataset
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ROUTE = "triage"
@@ -53,6 +54,14 @@ def labelled(
         correction=correction,
     )
     return LabelledCase(case, label)
+
+
+def compiled(*rows: LabelledCase, heldout: float = 0.2) -> Dataset:
+    return compile_dataset(rows, heldout=heldout).dataset
+
+
+def reasons(dataset: Dataset) -> dict[str, str]:
+    return {each.case: each.reason for each in dataset.dropped}
 
 
 def sentences(count: int) -> list[LabelledCase]:

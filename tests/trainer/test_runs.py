@@ -11,7 +11,7 @@ from rollout.settings import Settings
 from rollout.stores import Stores
 from tests.trainer import train_with_peft
 from tests.trainer.samples import AT, ROUTE, sentences, settings_for, training_run
-from tests.trainer.test_worker import enqueue, wait_for, working
+from tests.trainer.working import enqueue, wait_for, working
 
 pytestmark = pytest.mark.anyio
 
