@@ -1,4 +1,4 @@
-"""What lies in a bundle beside its weights: pins of all that decided them, probes of what they do."""
+"""What a bundle says of its weights: pins of all that decided them, probes of what they do."""
 
 import hashlib
 import json

@@ -73,7 +73,7 @@ class RunInHand:
             await self.note(message, done=done, total=total, eta=eta, values=values)
 
     async def want(self, *names: str) -> None:
-        """Have these versions on the engines, though no route sends them traffic, until `let_go`."""
+        """Have these versions on the engines until `let_go`, whether routes ask them or not."""
         self._wanted = names
         await self._want_for(_WANT_SECONDS)
 

@@ -45,9 +45,9 @@ class Job:
     """`folder` holds what the job reads and writes: `dataset.jsonl`, checkpoints, `bundle/`.
 
     `base_revision` is the one that the engine states, for the pins. `config` is a checked one as a
-    mapping. `prompt` is what the new version carries. `max_rank` is
-    the largest that the engine takes, `engine_url` the replica to compare prompts with (its key is
-    in the environment), `external` an `external.Command` as a mapping.
+    mapping. `prompt` is what the new version carries. `max_rank` is the largest that the engine
+    takes, `engine_url` the replica to compare prompts with (its key is in the environment),
+    `external` an `external.Command` as a mapping.
     """
 
     base: str

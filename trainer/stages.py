@@ -1,4 +1,4 @@
-"""The stages of a run, from labels to a proposed version; what is done already is not done again."""
+"""The stages of a run, from labels to a proposed version; what is done is not done again."""
 
 import asyncio
 from collections.abc import Mapping

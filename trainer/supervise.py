@@ -2,8 +2,9 @@
 
     python supervise.py MEMORY COMMAND …
 
-MEMORY is how many bytes of its own each process may have, 0 for any number. This must be the leader of a session of its own. So a foreign trainer outlives neither a job that
-asks it to stop nor one that was killed.
+MEMORY is how many bytes of its own each process may have, 0 for any number. This must be the leader
+of a session of its own. So a foreign trainer outlives neither a job that asks it to stop nor one
+that was killed.
 """
 
 import os

@@ -41,9 +41,9 @@ def compile_dataset(
 ) -> Compiled:
     """Make a dataset by the rules.
 
-    Texts are read in their `manner` before anything else. A case is dropped where its label names no
-    answer, where it repeats or nearly repeats an older one with the same answer, where labels contradict
-    each other without a majority, and where it asks what an evaluation suite asks
+    Texts are read in the `manner` before anything else. A case is dropped where its label names no
+    answer, where it repeats or nearly repeats an older one with the same answer, where labels
+    contradict each other without a majority, and where it asks what an evaluation suite asks
     (`suite_prompts`, the suites' messages).
 
     Prompts that are nearly the same form a cluster, split by the hash of its anchor, the prompt
