@@ -207,16 +207,6 @@ def outcome(case: Case, label: Label) -> Outcome:
             return "tie"
 
 
-def choice_for(case: Case, gold: str) -> Choice:
-    """The choice that a labeler makes who knows that `gold` is the right answer."""
-    first, second = (answer.ok and same_text(answer.text, gold) for answer in case.answers)
-    if first and second:
-        return "both"
-    if first:
-        return "first"
-    return "second" if second else "neither"
-
-
 def gold_text(labelled: LabelledCase) -> str | None:
     """The right answer by this label, or None where the labeler found none."""
     if labelled.label.correction is not None:

@@ -19,10 +19,11 @@ from rollout.advice import (
     failures_of,
     sample_of,
 )
-from rollout.cases import Label, LabelledCase, choice_for
+from rollout.cases import Label, LabelledCase
 from rollout.exchanges import Answer, Exchange
 from rollout.retraining import Accord
 from rollout.tallies import Agreement
+from tests.labeler import choice_for
 from tests.rollout.test_cases import case
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)

@@ -13,7 +13,6 @@ from rollout.cases import (
     Choice,
     Label,
     LabelledCase,
-    choice_for,
     decide,
     gold_text,
     interest,
@@ -25,6 +24,7 @@ from rollout.cases import (
     unsure_of,
 )
 from rollout.exchanges import Answer, Comparison, Judgement
+from tests.labeler import choice_for
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 QUESTION = ({"role": "user", "content": "Good or bad?"},)

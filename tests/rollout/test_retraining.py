@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from rollout import tallies
-from rollout.cases import Label, LabelledCase, choice_for
+from rollout.cases import Label, LabelledCase
 from rollout.exchanges import Outcome
 from rollout.metrics import ControllerMetrics
 from rollout.retraining import (
@@ -26,6 +26,7 @@ from rollout.retraining import (
 from rollout.runs import RunState, TrainingRun
 from rollout.state import RolledBack
 from rollout.tallies import changes
+from tests.labeler import choice_for
 from tests.rollout.house import Clock, House
 from tests.rollout.test_cases import case
 

@@ -6,10 +6,11 @@ from datetime import timedelta
 
 import pytest
 
-from rollout.cases import Case, Choice, Label, LabelledCase, choice_for
+from rollout.cases import Case, Choice, Label, LabelledCase
 from rollout.errors import ConflictError, NotFoundError
 from rollout.evidence import PairCounts
 from rollout.stores import Stores
+from tests.labeler import choice_for
 from tests.stores.conftest import AT, capture, case, comparison, exchange, offer
 
 pytestmark = pytest.mark.anyio

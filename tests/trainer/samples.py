@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from rollout.cases import Case, Label, LabelledCase, choice_for
+from rollout.cases import Case, Label, LabelledCase
 from rollout.exchanges import Answer
 from rollout.runs import TrainingRun
 from rollout.settings import EngineSection, Settings, StoreSection
+from tests.labeler import choice_for
 from trainer.dataset import Dataset, compile_dataset
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
