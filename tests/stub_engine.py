@@ -234,7 +234,7 @@ class StubEngine:
         self._scripts.clear()
 
     async def wait_for_requests(
-        self, count: int, *, where: Where = is_inference, limit: float = 5.0
+        self, count: int, *, where: Where = is_inference, limit: float = 30.0
     ) -> list[Received]:
         """Wait until `count` requests that `where` accepts have arrived; return them."""
 
@@ -244,7 +244,7 @@ class StubEngine:
         await self.wait_until(lambda: len(found()) >= count, f"{count} requests", limit=limit)
         return found()
 
-    async def wait_for_answered(self, count: int, *, limit: float = 5.0) -> list[Received]:
+    async def wait_for_answered(self, count: int, *, limit: float = 30.0) -> list[Received]:
         """Wait until `count` inference requests were answered to their end; return them."""
 
         def found() -> list[Received]:
@@ -253,7 +253,7 @@ class StubEngine:
         await self.wait_until(lambda: len(found()) >= count, f"{count} answers", limit=limit)
         return found()
 
-    async def wait_for_cancelled(self, count: int, *, limit: float = 5.0) -> list[Received]:
+    async def wait_for_cancelled(self, count: int, *, limit: float = 30.0) -> list[Received]:
         """Wait until the client has closed on `count` unfinished inference requests; return them."""
 
         def found() -> list[Received]:
@@ -262,7 +262,7 @@ class StubEngine:
         await self.wait_until(lambda: len(found()) >= count, f"{count} cancelled", limit=limit)
         return found()
 
-    async def wait_until(self, holds: Callable[[], bool], what: str, *, limit: float = 5.0) -> None:
+    async def wait_until(self, holds: Callable[[], bool], what: str, *, limit: float = 30.0) -> None:
         """Wait until `holds()`; it is asked again whenever anything happens at the engine."""
         try:
             async with asyncio.timeout(limit):

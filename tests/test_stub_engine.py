@@ -83,7 +83,7 @@ class Client:
     async def receive(self) -> Answer:
         """Read until the answer is whole or the connection ends."""
         answer = Answer()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not answer.whole and (data := await self.reader.read(65_536)):
                 answer.feed(data)
         return answer

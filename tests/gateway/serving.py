@@ -150,7 +150,7 @@ async def serving(
         await task
 
 
-async def until(holds: Callable[[], bool], what: str, *, limit: float = 10.0) -> None:
+async def until(holds: Callable[[], bool], what: str, *, limit: float = 30.0) -> None:
     """Wait until `holds()`; fail with what it waited for."""
     try:
         async with asyncio.timeout(limit):
