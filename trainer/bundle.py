@@ -29,7 +29,7 @@ class Probe:
     """A prompt with an answer, and what the trainer's model gives its last tokens.
 
     `ids` are prompt and answer; `adapter` and `base` the log-probabilities (nats) of the last
-    tokens of `ids`, with the adapter and without.
+    tokens of `ids`, with the adapter and without. `tools` are those that the prompt offers.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -37,6 +37,7 @@ class Probe:
     prompt_tokens: int
     adapter: Sequence[float]
     base: Sequence[float]
+    tools: Sequence[Mapping[str, Any]] = ()
 
 
 def pins_of(
@@ -102,6 +103,7 @@ def probes_of(model: Any, dataset: Dataset, renderer: Any) -> list[Probe]:
                 prompt_tokens=whole.answer_start,
                 adapter=[round(each, 6) for each in adapted],
                 base=[round(each, 6) for each in plain],
+                tools=row.tools,
             )
         )
         if len(probes) == _PROBES:

@@ -31,7 +31,8 @@ def check_serving(url: str, key: str | None, model: str, prompts: Sequence[Asked
     try:
         with httpx2.Client(base_url=url, headers=headers, timeout=_TIMEOUT_SECONDS) as client:
             for asked in prompts:
-                answer = client.post("/tokenize", json=_request(model, asked))
+                request = tokens_request(model, asked.messages, asked.tools)
+                answer = client.post("/tokenize", json=request)
                 if answer.status_code != 200:
                     return f"{url}/tokenize answers {answer.status_code}"
                 _compare(url, asked, answer.json().get("tokens"))
@@ -40,13 +41,16 @@ def check_serving(url: str, key: str | None, model: str, prompts: Sequence[Asked
     return None
 
 
-def _request(model: str, asked: Asked) -> dict[str, Any]:
+def tokens_request(
+    model: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What `/tokenize` is sent to render a prompt as for an answer."""
     request: dict[str, Any] = {
         "model": model,
-        "messages": [dict(each) for each in asked.messages],
+        "messages": [dict(each) for each in messages],
         "add_generation_prompt": True,
     }
-    return {**request, "tools": list(asked.tools)} if asked.tools else request
+    return {**request, "tools": [dict(each) for each in tools]} if tools else request
 
 
 def _compare(url: str, asked: Asked, tokens: Any) -> None:

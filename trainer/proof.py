@@ -24,6 +24,7 @@ from rollout.engines import Engine
 from rollout.errors import EngineUnavailableError, UnservableError
 from rollout.versions import Version
 from trainer.bundle import Probe
+from trainer.parity import tokens_request
 
 _TIMEOUT_SECONDS = 120.0
 # Of tokens this unlikely nobody can say more than that.
@@ -182,11 +183,7 @@ async def _log_probabilities(client: httpx2.AsyncClient, model: str, probe: Prob
 
 async def _check_prompt(client: httpx2.AsyncClient, version: Version, probe: Probe) -> None:
     """The engine must render the prompt to the very tokens that were trained on."""
-    request: dict[str, Any] = {
-        "model": version.served_name,
-        "messages": list(probe.messages),
-        "add_generation_prompt": True,
-    }
+    request = tokens_request(version.served_name, probe.messages, probe.tools)
     answer = await _post(client, "/tokenize", request)
     trained = list(probe.ids[: probe.prompt_tokens])
     if answer.json().get("tokens") != trained:

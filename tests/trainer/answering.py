@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,14 +49,22 @@ class Answering:
 @contextlib.asynccontextmanager
 async def answering(reply: Callable[[Body], Reply]) -> AsyncIterator[Answering]:
     engine = Answering(reply)
-    app = Starlette(routes=[Route("/v1/chat/completions", engine.answer, methods=["POST"])])
+    async with serving({"/v1/chat/completions": engine.answer}) as engine.url:
+        yield engine
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    posts: Mapping[str, Callable[[Request], Awaitable[Response]]],
+) -> AsyncIterator[str]:
+    """A server on loopback that takes posts at these paths; yields its address."""
+    app = Starlette(routes=[Route(path, each, methods=["POST"]) for path, each in posts.items()])
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
     task = asyncio.create_task(server.serve())
     try:
         while not server.started:
             await asyncio.sleep(0.01)
-        engine.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        yield engine
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         await task

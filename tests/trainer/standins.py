@@ -5,15 +5,13 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 
 import httpx2
-import uvicorn
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from rollout.engines import Engine
 from rollout.serving import Replica, Waits, required_versions
 from rollout.stores import Stores
+from tests.trainer.answering import serving
 from trainer.rendering import with_prompt
 
 
@@ -29,18 +27,11 @@ async def pinned_versions(stores: Stores, engine_url: str) -> AsyncIterator[str]
         given = await client.post(f"{engine_url}/v1/chat/completions", json=body)
         return JSONResponse(given.json(), given.status_code)
 
-    app = Starlette(routes=[Route("/v1/chat/completions", answer, methods=["POST"])])
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
-    async with httpx2.AsyncClient(timeout=60) as client:
-        task = asyncio.create_task(server.serve())
-        try:
-            while not server.started:
-                await asyncio.sleep(0.01)
-            port = server.servers[0].sockets[0].getsockname()[1]
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.should_exit = True
-            await task
+    async with (
+        httpx2.AsyncClient(timeout=60) as client,
+        serving({"/v1/chat/completions": answer}) as url,
+    ):
+        yield url
 
 
 @contextlib.asynccontextmanager

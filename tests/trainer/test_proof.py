@@ -2,16 +2,23 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from rollout.artifacts import ArtifactStore
+from rollout.engines import Engine
 from rollout.errors import UnservableError
+from rollout.versions import Version
+from tests.trainer.answering import serving
+from tests.trainer.samples import AT
 from trainer.bundle import Probe
-from trainer.proof import Proof, judge, measure
+from trainer.proof import Proof, judge, measure, prove
 from trainer.publish import publish_bundle
 
 TOLERANCE = 0.002
@@ -84,6 +91,32 @@ def test_the_scale_of_an_effect_is_found(rows: list[tuple[float, float]], factor
     # Nothing lies below the floor, where differences stop to count.
     if all(each > -19.0 for each in scaled):
         assert measure("e", probes, [scaled], [base]).scale == pytest.approx(factor)
+
+
+@pytest.mark.anyio
+async def test_a_prompt_that_offers_tools_is_proved_with_them() -> None:
+    tools = [{"type": "function", "function": {"name": "find"}}]
+    probe = Probe(
+        [{"role": "user", "content": "?"}], [5, 6, 7], 2, [-0.1, -0.2], [-2.0, -3.0], tools
+    )
+
+    async def tokenize(request: Request) -> Response:
+        offered = (await request.json()).get("tools")
+        return JSONResponse({"tokens": [5, 6] if offered == tools else [5]})
+
+    async def complete(request: Request) -> Response:
+        given = probe.base if (await request.json())["model"] == "tiny" else probe.adapter
+        pairs = zip(probe.ids[1:], given, strict=True)
+        entries = [None, *({str(token): {"logprob": each}} for token, each in pairs)]
+        return JSONResponse({"choices": [{"prompt_logprobs": entries}]})
+
+    async with serving({"/tokenize": tokenize, "/v1/completions": complete}) as url:
+        engine = Engine("main", (url,), "tiny")
+        version = Version("triage", 2, "main", "tiny", AT, adapter="ab" * 32, adapter_path="/a")
+        assert (await prove(engine, url, version, [probe], TOLERANCE)).scale == pytest.approx(1.0)
+        without = replace(probe, tools=())
+        with pytest.raises(UnservableError, match="another chat template"):
+            await prove(engine, url, version, [without], TOLERANCE)
 
 
 def test_only_what_cannot_run_code_is_published(tmp_path: Path) -> None:
