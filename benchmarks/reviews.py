@@ -14,6 +14,7 @@ on, chosen by, or looked at before the end.
 
 import argparse
 import contextlib
+import itertools
 import os
 import sys
 import time
@@ -73,15 +74,16 @@ class Answers:
         began = time.monotonic()
         said: list[str] = []
         for start in range(0, len(suite.rows), _ROW):
-            rows = suite.rows[start : start + _ROW]
-            items = [
-                self._item(with_examples(row.messages, prompt), row.choices or ()) for row in rows
+            asked = [
+                (with_examples(row.messages, prompt), row.choices or ())
+                for row in suite.rows[start : start + _ROW]
             ]
+            items = [self._item(messages, choices) for messages, choices in asked]
             with torch.no_grad():
-                likely = of_answers(self._model, pack(items)).tolist()
-            for row in rows:
-                mine, likely = likely[: len(row.choices or ())], likely[len(row.choices or ()) :]
-                said.append((row.choices or ())[mine.index(max(mine))])
+                likely = iter(of_answers(self._model, pack(items)).tolist())
+            for _, choices in asked:
+                mine = list(itertools.islice(likely, len(choices)))
+                said.append(choices[mine.index(max(mine))])
         graded = [
             Graded(row.id, text, right=text == row.gold, seconds=0.0)
             for row, text in zip(suite.rows, said, strict=True)
@@ -198,6 +200,7 @@ def goals(found: Report) -> list[str]:
 
 # What it stands for, its name, its adapter, and the prompt before its messages.
 _Way = tuple[str, str, Adapter | None, Messages]
+_FATE = {"pass": "an improvement", "fail": "refused", "inconclusive": "refused"}
 
 
 class Bench:
@@ -280,9 +283,6 @@ class Bench:
                 found = self._engine.ask(model, self._suite, prompt=prompt)
             self._answered.append((key, found))
         return next(found for known, found in self._answered if known == key)
-
-
-_FATE = {"pass": "an improvement", "fail": "refused", "inconclusive": "refused"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

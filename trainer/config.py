@@ -162,14 +162,16 @@ def auto_learning_rate(
     return float(f"{4e-5 * times * share * (2000 / hidden_size) ** 0.781:.3g}")
 
 
-def auto_batch_tokens(tokens_in_all: int, longest: int, *, examples: int = 1 << 62) -> int:
+def auto_batch_tokens(tokens_in_all: int, longest: int, *, examples: int | None = None) -> int:
     """Tokens a step: about a hundred steps for the whole run, and never less than one example.
 
     `examples` are how many there are in those tokens: a step has fewer than 32 of them, where
     LoRA still learns as full fine-tuning does (the same source).
     """
-    few = _MOST_EXAMPLES * tokens_in_all // max(examples, 1) if examples < 1 << 62 else 8192
-    return max(longest, min(max(tokens_in_all // 100, 256), 8192, max(few, 1)))
+    wanted = min(max(tokens_in_all // 100, 256), 8192)
+    if examples:
+        wanted = min(wanted, _MOST_EXAMPLES * tokens_in_all // examples)
+    return max(longest, wanted)
 
 
 def _refuse_unservable(name: str, value: object) -> None:
