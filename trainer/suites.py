@@ -39,7 +39,8 @@ def heldout_suite(route: str, dataset: Dataset, schema: str | None) -> Suite:
     Where few different short answers occur, they are the choices that the engine is held to; a
     route's schema holds it likewise.
     """
-    choices = None if schema else infer_choices(row.gold for row in dataset.rows)
+    # What is said beside a tool call, mostly nothing, is no class.
+    choices = None if schema else infer_choices(row.gold for row in dataset.rows if not row.calls)
     return make_suite(
         route,
         [

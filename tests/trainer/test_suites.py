@@ -1,13 +1,16 @@
 """Suites: what may stand in a file, and what names one."""
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rollout.datasets import Example, from_rows
 from rollout.errors import InvalidInputError
 from rollout.suites import (
     Scorer,
@@ -20,7 +23,7 @@ from rollout.suites import (
     sample_suite,
     suite_lines,
 )
-from trainer.suites import infer_choices, read_suite
+from trainer.suites import heldout_suite, infer_choices, read_suite
 
 ROW = {"id": "1", "messages": [{"role": "user", "content": "hot?"}], "gold": "yes"}
 
@@ -137,6 +140,21 @@ def test_near_is_right_for_what_is_never_exact() -> None:
 def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="cannot read the suite"):
         read_suite("triage", tmp_path / "none.jsonl")
+
+
+def test_a_tool_call_is_no_choice_among_the_rows_that_are_held_out() -> None:
+    call = {"function": {"name": "find", "arguments": "{}"}}
+
+    def example(number: int, gold: str, *calls: Mapping[str, Any]) -> Example:
+        asked = ({"role": "user", "content": str(number)},)
+        name = f"c{number}"
+        return Example(name, asked, gold, "ada", "first", 1.0, name, "heldout", calls=calls)
+
+    texts = [example(number, "yes" if number % 2 else "no") for number in range(6)]
+    dataset = from_rows([*texts, *(example(number, "", call) for number in range(6, 12))])
+    suite = heldout_suite("triage", dataset, None)
+    assert {row.choices for row in suite.rows if not row.calls} == {("no", "yes")}
+    assert {row.choices for row in suite.rows if row.calls} == {None}
 
 
 def test_choices_are_short_answers_that_come_again() -> None:
