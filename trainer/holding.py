@@ -42,6 +42,11 @@ class RunInHand:
             watcher.advanced(after)
         await self.note(message)
 
+    def lost(self) -> None:
+        """Another trainer has it: nothing more is written about it from here."""
+        for watcher in self._watchers:
+            watcher.advanced(replace(self.run, state="queued"))
+
     async def note(
         self,
         message: str,

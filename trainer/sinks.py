@@ -5,6 +5,7 @@ import importlib
 import logging
 import queue
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -47,6 +48,7 @@ class TrainerMetrics:
         def gauge(name: str, help_text: str) -> Gauge:
             return Gauge(f"sluice_training_{name}", help_text, ["route"], registry=registry)
 
+        self._held: dict[str, set[str]] = defaultdict(set)
         self._busy = gauge("busy", "Runs of the route that this trainer has in hand.")
         self._progress = gauge("progress_ratio", "How much of the run's present stage is done.")
         self._eta = gauge("eta_seconds", "How long the present stage will take from now on.")
@@ -73,16 +75,21 @@ class TrainerMetrics:
         )
 
     def advanced(self, run: TrainingRun) -> None:
-        over = run.state in ENDED or run.state in ("queued", "paused")
-        self._busy.labels(run.route).set(0 if over else 1)
+        # A dataset and an evaluation may be under way beside a training of the same route.
+        held = self._held[run.route]
+        if _in_hand(run):
+            held.add(run.id)
+        else:
+            held.discard(run.id)
+        self._busy.labels(run.route).set(len(held))
         if run.state in ENDED:
             self._ended.labels(run.route, run.state).inc()
-        if over:
+        if not held:
             for gauge in (self._progress, self._eta, *self._values.values()):
                 gauge.remove_by_labels({"route": run.route})
 
     def noted(self, run: TrainingRun, event: RunEvent) -> None:
-        if run.state in ENDED or run.state in ("queued", "paused"):
+        if not _in_hand(run):
             return
         if event.total:
             self._progress.labels(run.route).set(event.done / event.total)
@@ -91,6 +98,10 @@ class TrainerMetrics:
         for name, gauge in self._values.items():
             if name in event.values:
                 gauge.labels(run.route).set(event.values[name])
+
+
+def _in_hand(run: TrainingRun) -> bool:
+    return run.state not in ENDED and run.state not in ("queued", "paused")
 
 
 class Tracker(Protocol):
@@ -122,7 +133,7 @@ class Trackers:
         self._thread.start()
 
     def advanced(self, run: TrainingRun) -> None:
-        if run.state in ENDED or run.state in ("queued", "paused"):
+        if not _in_hand(run):
             self._put(lambda: self._end(run))
 
     def noted(self, run: TrainingRun, event: RunEvent) -> None:

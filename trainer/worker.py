@@ -98,7 +98,11 @@ class Worker:
             lease.cancel()
             stop.cancel()
             await asyncio.wait(tasks)
-        await self._conclude(hand, work, lease)
+        try:
+            await self._conclude(hand, work, lease)
+        except LeaseLostError:
+            hand.lost()
+            raise
 
     async def _conclude(
         self, hand: RunInHand, work: asyncio.Task[None], lease: asyncio.Task[RunState]

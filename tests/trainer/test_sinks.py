@@ -107,6 +107,18 @@ def test_metrics_show_what_is_in_hand_and_forget_what_ended() -> None:
     assert value("runs_ended_total", state="failed") == 1
 
 
+def test_a_dataset_that_is_built_ends_nothing_of_a_training_of_its_route() -> None:
+    registry = CollectorRegistry()
+    metrics = TrainerMetrics(registry)
+    metrics.advanced(in_state("training"))
+    metrics.noted(in_state("training"), step(4))
+    metrics.advanced(replace(in_state("dataset"), id="run-2"))
+    assert registry.get_sample_value("sluice_training_busy", {"route": "triage"}) == 2
+    metrics.advanced(replace(in_state("built"), id="run-2"))
+    assert registry.get_sample_value("sluice_training_busy", {"route": "triage"}) == 1
+    assert registry.get_sample_value("sluice_training_job_loss", {"route": "triage"}) == 0.5
+
+
 def test_metrics_are_served_where_the_configuration_says_and_a_taken_port_is_named() -> None:
     registry = CollectorRegistry()
     TrainerMetrics(registry).advanced(in_state("training"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from rollout.artifacts import ArtifactStore
 from rollout.errors import LeaseLostError
@@ -28,6 +29,7 @@ from tests.trainer.working import (
 )
 from trainer.folders import hold
 from trainer.settings import TrainerSettings
+from trainer.sinks import TrainerMetrics
 from trainer.worker import Worker
 
 pytestmark = pytest.mark.anyio
@@ -263,8 +265,11 @@ async def test_a_run_whose_lease_is_lost_is_left_to_the_other_trainer(
     assert run is not None
     assert other is not None
     own = check_section(TrainerSettings, settings.trainer, "trainer")
+    registry = CollectorRegistry()
+    worker = Worker(stores, settings, own, [TrainerMetrics(registry)])
     with pytest.raises(LeaseLostError):
-        await Worker(stores, settings, own).carry_out(run, asyncio.Event())
+        await worker.carry_out(run, asyncio.Event())
+    assert registry.get_sample_value("sluice_training_busy", {"route": run.route}) == 0
     assert await stores.runs.get(run.id) == replace(other, fence=0)
     assert not (settings.data_path / "runs").exists()
 
