@@ -46,7 +46,7 @@ def check_adapter(
     the base under another name. What is None is not compared, nor is a revision that the adapter
     does not name. Raises UnservableError that names the field.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     rank = _check_config(config, max_rank)
     _check_base(config, base_name, base_revision)
     pairs, parameters = _read_weights(folder)
@@ -61,7 +61,8 @@ def check_adapter(
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """PEFT's configuration as it stands there. Raises UnservableError where it can't be read."""
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
@@ -79,7 +80,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def base_of(folder: Path) -> tuple[str | None, str | None]:
     """The base that an adapter says it was made for, and the revision of it."""
-    config = _read_config(folder)
+    config = read_config(folder)
     return config.get("base_model_name_or_path"), config.get("revision")
 
 

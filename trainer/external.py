@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rollout.adapters import CONFIG_FILE, WEIGHTS_FILE
+from rollout.adapters import CONFIG_FILE, WEIGHTS_FILE, read_config
 from rollout.datasets import Dataset, Split
 from rollout.errors import InvalidInputError, SluiceError, UnservableError
 from rollout.versions import Prompt
@@ -133,7 +133,7 @@ def admit(left: Path, draft: Path, base_name: str, base_path: Path) -> None:
             "adapter there, unmerged, as PEFT does",
             param="trainer.external.command",
         )
-    config = json.loads((left / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = read_config(left)
     trained_on = config.get("base_model_name_or_path")
     if trained_on not in (base_name, str(base_path)):
         raise UnservableError(

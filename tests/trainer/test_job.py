@@ -236,6 +236,18 @@ def test_a_foreign_adapter_that_cannot_be_served_is_refused(
         look_at_it()
 
 
+@pytest.mark.parametrize(
+    ("config", "words"), [("{", "is no valid JSON"), ("[]", "is no JSON object")]
+)
+def test_a_foreign_adapter_without_a_readable_config_is_refused(
+    tmp_path: Path, config: str, words: str
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(config)
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(UnservableError, match=words):
+        admit(tmp_path, tmp_path / "draft", "tiny", tmp_path / "base")
+
+
 def test_a_foreign_trainer_that_fails_is_quoted(bench: Bench) -> None:
     command = f"{sys.executable} -c \"import os; print('no', 'memory'); os._exit(7)\" {{dataset}} {{output}}"
     with pytest.raises(ExternalError, match=r"status 7: .*no memory"):
