@@ -47,7 +47,7 @@ async def loading(stores: Stores, engine: Engine) -> AsyncIterator[Sequence[Repl
                 await stores.catalog.put_residency([done.residency])
             await asyncio.sleep(0.05)
 
-    async with httpx2.AsyncClient() as client:
+    async with httpx2.AsyncClient(timeout=60) as client:
         waits = Waits(drain=0.2, notice=0.2, retry=0.2)
         replicas = [Replica(client, engine, url, waits) for url in engine.urls]
         task = asyncio.create_task(reconcile())
