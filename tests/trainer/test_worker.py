@@ -214,14 +214,14 @@ async def test_a_trainer_that_cannot_reach_the_store_stops_before_another_may_be
     stores: Stores, settings: Settings, redis_url: str
 ) -> None:
     run = await enqueue(stores, **ENDLESS)
-    own = check_section(TrainerSettings, settings.trainer, "trainer")
-    async with ChaosProxy(redis_url) as proxy, open_stores(proxy.url) as cut_off:
-        stopping = asyncio.Event()
-        task = asyncio.create_task(Worker(cut_off, settings, own).serve(stopping))
+    async with (
+        ChaosProxy(redis_url) as proxy,
+        open_stores(proxy.url) as cut_off,
+        working(cut_off, settings),
+    ):
         await wait_for_checkpoint(settings, run)
         proxy.up.gate.clear()
         proxy.down.gate.clear()
-        # The lease is over, and nobody trains: the next one may.
         async with working(stores, settings):
             # A job begins when it is alone in the run's folder: the first one has stopped.
             await wait_until_begun(stores, run, 2)
@@ -229,18 +229,17 @@ async def test_a_trainer_that_cannot_reach_the_store_stops_before_another_may_be
             proxy.down.gate.set()
             await stores.runs.request_cancel(run.id)
             await wait_for(stores, run, "cancelled")
-        stopping.set()
-        await asyncio.wait_for(task, 60)
 
 
 async def test_a_run_goes_on_by_itself_once_the_store_is_back(
     stores: Stores, settings: Settings, redis_url: str
 ) -> None:
     run = await enqueue(stores, **ENDLESS)
-    own = check_section(TrainerSettings, settings.trainer, "trainer")
-    async with ChaosProxy(redis_url) as proxy, open_stores(proxy.url) as cut_off:
-        stopping = asyncio.Event()
-        task = asyncio.create_task(Worker(cut_off, settings, own).serve(stopping))
+    async with (
+        ChaosProxy(redis_url) as proxy,
+        open_stores(proxy.url) as cut_off,
+        working(cut_off, settings),
+    ):
         await wait_for_checkpoint(settings, run)
         proxy.cut()
         for way in (proxy.up, proxy.down):
@@ -250,8 +249,6 @@ async def test_a_run_goes_on_by_itself_once_the_store_is_back(
         for way in (proxy.up, proxy.down):
             way.gate.set()
         await wait_until_begun(stores, run, 2)
-        stopping.set()
-        await asyncio.wait_for(task, 60)
     events = await stores.runs.events(run.id)
     assert any(event.stage == "queued" for _, event in events), "people are told"
 
