@@ -254,7 +254,7 @@ class Attempts:
 
     def _request(self, call: Call, served: Served, replica: Replica) -> Response:
         request, path = call.request, call.path
-        if served.version.rewrites_body:
+        if served.rewrites:
             body = wire.render(request, served.version, path, ask_usage=True)
         else:
             ask = request.stream and not request.wants_usage and path in wire.USAGE_ON_REQUEST

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections import Counter, deque
-from dataclasses import dataclass
 from datetime import datetime
 from time import perf_counter
 from typing import Final
@@ -24,25 +23,46 @@ _AT_ONCE_SECONDS: Final = 0.0001
 _AT_MOST_SECONDS: Final = 0.001
 
 
-@dataclass(slots=True)
 class Seen:
     """An exchange as it went by: bytes, not yet read."""
 
-    request_id: str
-    route: str
-    trial: str
-    arm: Arm
-    unit: str
-    path: str
-    request: bytes
-    version: int
-    status: int
-    body: bytes
-    stream: bool
-    ttft_seconds: float | None
-    total_seconds: float
-    at: datetime
-    error: str | None = None
+    __slots__ = (
+        "arm", "at", "body", "path", "request", "request_id", "route", "status", "stream",
+        "total_seconds", "trial", "ttft_seconds", "unit", "version",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        request_id: str,
+        route: str,
+        trial: str,
+        arm: Arm,
+        unit: str,
+        path: str,
+        request: bytes,
+        version: int,
+        status: int,
+        body: bytes,
+        stream: bool,
+        ttft_seconds: float | None,
+        total_seconds: float,
+        at: datetime,
+    ) -> None:
+        self.request_id = request_id
+        self.route = route
+        self.trial = trial
+        self.arm = arm
+        self.unit = unit
+        self.path = path
+        self.request = request
+        self.version = version
+        self.status = status
+        self.body = body
+        self.stream = stream
+        self.ttft_seconds = ttft_seconds
+        self.total_seconds = total_seconds
+        self.at = at
 
     @property
     def size(self) -> int:
@@ -50,14 +70,17 @@ class Seen:
 
     def exchange(self) -> Exchange:
         """Read it; this is the expensive part, and not on the path of any request."""
-        times = {"ttft_seconds": self.ttft_seconds, "total_seconds": self.total_seconds}
         if self.stream:
             answer = answer_from_stream(
-                self.version, self.status, [self.body], error=self.error, **times
+                self.version,
+                self.status,
+                [self.body],
+                ttft_seconds=self.ttft_seconds,
+                total_seconds=self.total_seconds,
             )
         else:
             answer = answer_from_body(
-                self.version, self.status, self.body, error=self.error, **times
+                self.version, self.status, self.body, total_seconds=self.total_seconds
             )
         return Exchange(
             request_id=self.request_id,

@@ -55,6 +55,14 @@ _STATUS_LINES: Final = {
 }
 
 
+def _put_line(parts: list[bytes], name: bytes, value: bytes) -> None:
+    # Compiled, this is quicker than one `+=` of all four.
+    parts.append(name)
+    parts.append(b": ")
+    parts.append(value)
+    parts.append(b"\r\n")
+
+
 class Sink(Protocol):
     """Who answers an exchange without a task, and is told here what a task would find out."""
 
@@ -641,9 +649,9 @@ class Exchange:
         self._bodiless = status in _BODILESS or self.method == b"HEAD"
         framed = False
         for name, value in self._connection.default_headers:
-            parts += (name, b": ", value, b"\r\n")
+            _put_line(parts, name, value)
         for name, value in headers:
-            parts += (name, b": ", value, b"\r\n")
+            _put_line(parts, name, value)
             if name == b"content-length":
                 framed = True
                 self._remaining = int(value)

@@ -23,11 +23,15 @@ _ODD: Final = 0x9E3779B1
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A version with the replicas that serve it now; `name` is the served name as JSON."""
+    """A version with the replicas that serve it now; `name` is the served name as JSON.
+
+    `rewrites` is whether more of a body changes than the model's name.
+    """
 
     version: Version
     name: bytes
     urls: tuple[str, ...]
+    rewrites: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,7 @@ def _served(
         version=version,
         name=msgspec.json.encode(version.served_name),
         urls=tuple(url for url in urls if _is_resident(version, engine, residency.get(url))),
+        rewrites=version.rewrites_body,
     )
 
 

@@ -334,7 +334,11 @@ class _Origin:
     def head(self, method: bytes, path: bytes, headers: Headers, length: int) -> bytes:
         parts = [method, b" ", self._prefix, path, self._host_line]
         for name, value in headers:
-            parts += (name, b": ", value, b"\r\n")
+            # Compiled, this is quicker than one `+=` of all four.
+            parts.append(name)
+            parts.append(b": ")
+            parts.append(value)
+            parts.append(b"\r\n")
         if length or method != b"GET":
             parts.append(b"content-length: %d\r\n" % length)
         parts.append(b"\r\n")
