@@ -70,7 +70,7 @@ class CaptureSection(Section):
     maximum_waiting: int = Field(1000, ge=1)
     maximum_waiting_bytes: int = Field(64 * 2**20, ge=1)
     maximum_exchange_bytes: int = Field(512 * 1024, ge=1)
-    batch: int = Field(100, ge=1)
+    batch: int = Field(32, ge=1)
     flush_seconds: float = Field(0.2, gt=0)
     redaction: RedactionSection = RedactionSection()
 
