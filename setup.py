@@ -19,6 +19,7 @@ HOT = (
     "gateway/balance.py",
     "gateway/call.py",
     "gateway/capture.py",
+    "gateway/connection.py",
     "gateway/evidence.py",
     "gateway/fast.py",
     "gateway/health.py",

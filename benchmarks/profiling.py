@@ -22,7 +22,7 @@ SHOWN = 20
 _WAITING = ("concurrent/futures/thread.py", "_worker")
 _ROOT = Path(__file__).parents[1]
 _FRAME = re.compile(r"^(?P<function>.*) \((?P<file>[^():]+\.py|<[^>]+>)(:\d+)?\)( \d+)?$")
-# What mypyc makes of `_Connection._wake` in gateway/upstream.py is upstream____Connection____wake.
+# What mypyc makes of `_Answering._deliver` in gateway/fast.py is fast____Answering____deliver.
 _COMPILED = re.compile(r"^CPyDef_(?P<module>[a-z]+)___(?P<function>\w+) \(.*__mypyc")
 
 

@@ -115,12 +115,12 @@ def test_what_cannot_be_installed_is_left_out_with_its_reason(
 def test_samples_of_compiled_functions_are_charged_to_their_files() -> None:
     library = "(5afd__mypyc.cpython-311-x86_64-linux-gnu.so)"
     stacks = (
-        f"serve (gateway/workers.py:52);CPyDef_upstream____Connection____wake {library};write (libc.so.6) 3\n"
+        f"serve (gateway/workers.py:52);CPyDef_fast____Answering____deliver {library};write (libc.so.6) 3\n"
         "serve (gateway/workers.py:52);uv_run (core.c:464) 1\n"
         "_worker (concurrent/futures/thread.py:81);lock_PyThread_acquire_lock (libpython.so) 9\n"
     )
     lines = [line.split() for line in text(stacks).split("\n")]
-    assert ["75.0%", "_Connection._wake", "(gateway/upstream.py)"] in lines
+    assert ["75.0%", "_Answering._deliver", "(gateway/fast.py)"] in lines
     assert ["25.0%", "gateway/workers.py"] in lines
     assert ["of", "4", "samples"] in lines
 
