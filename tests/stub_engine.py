@@ -262,7 +262,9 @@ class StubEngine:
         await self.wait_until(lambda: len(found()) >= count, f"{count} cancelled", limit=limit)
         return found()
 
-    async def wait_until(self, holds: Callable[[], bool], what: str, *, limit: float = 30.0) -> None:
+    async def wait_until(
+        self, holds: Callable[[], bool], what: str, *, limit: float = 30.0
+    ) -> None:
         """Wait until `holds()`; it is asked again whenever anything happens at the engine."""
         try:
             async with asyncio.timeout(limit):
