@@ -31,9 +31,22 @@ def translated() -> "Iterator[None]":
 
     redis-py writes under `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that
     arrives as the write is done. About half of those that meet a busy task would be lost, and the
-    task would never end; so one that was asked for meanwhile is raised here.
+    task would never end; so one that was asked for meanwhile is raised here, whatever else was.
     """
     cancellations = _cancellations()
+    try:
+        with _in_our_words():
+            yield
+    except Exception as exc:
+        if _cancellations() > cancellations:
+            raise asyncio.CancelledError from exc
+        raise
+    if _cancellations() > cancellations:
+        raise asyncio.CancelledError
+
+
+@contextmanager
+def _in_our_words() -> "Iterator[None]":
     try:
         yield
     except (
@@ -48,8 +61,6 @@ def translated() -> "Iterator[None]":
         if str(exc).startswith(("LOADING", "MISCONF", "MASTERDOWN", "READONLY", "OOM")):
             raise StoreUnavailableError(f"the store cannot work now: {exc}") from exc
         raise
-    if _cancellations() > cancellations:
-        raise asyncio.CancelledError
 
 
 def _cancellations() -> int:
