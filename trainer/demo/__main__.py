@@ -140,7 +140,8 @@ def _running(settings: Settings, config: Path | None, console: Console) -> Itera
 
 
 def _wait_for_answer(settings: Settings, route: str) -> None:
-    """Wait until the route answers: the engine may still be loading its model.
+    """Wait until the route answers: the engine may still be loading its model, and of a route that
+    the controller has just created the gateway may not have heard.
 
     Raises UnavailableError with what the gateway says where it does not in time.
     """
@@ -160,7 +161,7 @@ def _wait_for_answer(settings: Settings, route: str) -> None:
         answer = httpx2.post(url, json=question, headers=headers, timeout=120)
         if answer.status_code == 200:
             return
-        if answer.status_code != 503 or monotonic() > until:
+        if answer.status_code not in (404, 503) or monotonic() > until:
             raise UnavailableError(f"{route} does not answer: {answer.text}")
         sleep(0.5)
 
